@@ -1,0 +1,83 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// Org is an organization, seen through the admin socket.
+type Org struct {
+	ID        string          `json:"id"`
+	Name      string          `json:"name"`
+	CreatedAt time.Time       `json:"created_at"`
+	Raw       json.RawMessage `json:"-"`
+}
+
+// UnmarshalJSON decodes and keeps the exact input in Raw.
+func (o *Org) UnmarshalJSON(b []byte) error {
+	type plain Org
+	return keepRaw(b, (*plain)(o), &o.Raw)
+}
+
+// APIKey is a key of an organization. Key is the secret; a node tells it once, in the answer to its creation.
+type APIKey struct {
+	ID        string          `json:"id"`
+	OrgID     string          `json:"org_id"`
+	Label     string          `json:"label"`
+	Key       string          `json:"key"`
+	CreatedAt time.Time       `json:"created_at"`
+	RevokedAt *time.Time      `json:"revoked_at"`
+	Raw       json.RawMessage `json:"-"`
+}
+
+// UnmarshalJSON decodes and keeps the exact input in Raw.
+func (k *APIKey) UnmarshalJSON(b []byte) error {
+	type plain APIKey
+	return keepRaw(b, (*plain)(k), &k.Raw)
+}
+
+// CreateOrg makes an organization.
+func (c *Client) CreateOrg(ctx context.Context, name string) (Org, error) {
+	var out Org
+	err := c.post(ctx, []string{"admin", "v1", "orgs"}, map[string]any{"name": name}, "", http.StatusCreated, &out)
+	return out, err
+}
+
+// Orgs gives all organizations.
+func (c *Client) Orgs(ctx context.Context) (List[Org], error) {
+	return whole[Org](ctx, c, []string{"admin", "v1", "orgs"}, nil)
+}
+
+// CreateKey makes a key for an organization, given by its id or name.
+func (c *Client) CreateKey(ctx context.Context, org, label string) (APIKey, error) {
+	var out APIKey
+	in := map[string]any{"org": org, "label": label}
+	err := c.post(ctx, []string{"admin", "v1", "keys"}, in, "", http.StatusCreated, &out)
+	return out, err
+}
+
+// Keys gives the keys of an organization, given by its id or name; revoked ones too, none with its secret.
+func (c *Client) Keys(ctx context.Context, org string) (List[APIKey], error) {
+	return whole[APIKey](ctx, c, []string{"admin", "v1", "keys"}, url.Values{"org": {org}})
+}
+
+// RevokeKey ends a key for good.
+func (c *Client) RevokeKey(ctx context.Context, id string) error {
+	r := request{method: http.MethodDelete, path: []string{"admin", "v1", "keys", id}, want: http.StatusNoContent}
+	return c.call(ctx, r, nil)
+}
+
+// whole reads a list that has no pages.
+func whole[T any](ctx context.Context, c *Client, path []string, query url.Values) (List[T], error) {
+	var got struct {
+		Items []T `json:"items"`
+	}
+	r := request{method: http.MethodGet, path: path, query: query, want: http.StatusOK}
+	if err := c.call(ctx, r, &got); err != nil {
+		return List[T]{}, err
+	}
+	return List[T]{Items: got.Items, Total: len(got.Items)}, nil
+}
