@@ -4,65 +4,64 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 )
 
-// Find looks through the machine's processes for the VMM that was told to serve an API socket. It is for the instant
-// between a start and the storing of its [Record], after which a daemon that was killed would know nothing of its VMM.
-// ErrGone says that there is none. The Record it gives lacks the versions.
+// Find looks for the VMM process that serves a socket path, for a starter that was killed between starting the process
+// and storing its record. It looks at the arguments of all processes instead of asking the socket, because the process
+// may not listen yet, or no longer answer. ErrGone says that there is none. The record's versions are empty: ping it.
 func Find(socketPath string) (Record, error) {
-	procs, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		return Record{}, err
-	}
 	boot, err := bootID()
 	if err != nil {
 		return Record{}, err
 	}
-	for _, dir := range procs {
-		pid, err := strconv.Atoi(filepath.Base(dir))
-		if err != nil || !serves(dir, socketPath) {
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		return Record{}, fmt.Errorf("find the VMM of %s: %w", socketPath, err)
+	}
+	for _, p := range procs {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil {
 			continue
 		}
+		// Before the arguments: should the pid be recycled in between, the record fits neither process and Adopt
+		// refuses it.
 		stat, err := readStat(pid)
-		if errors.Is(err, fs.ErrNotExist) || (err == nil && stat.dead()) {
-			continue // ended while we looked
+		if errors.Is(err, ErrGone) || stat.dead() || !servesSocket(pid, socketPath) {
+			continue
 		}
 		if err != nil {
-			return Record{}, err
+			return Record{}, fmt.Errorf("find the VMM of %s: %w", socketPath, err)
 		}
-		binary, err := os.Readlink(filepath.Join(dir, "exe"))
+		binary, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 		if err != nil {
-			binary = ""
+			continue // it has just ended
 		}
 		return Record{PID: pid, StartTime: stat.startTime, BootID: boot, Binary: binary, SocketPath: socketPath}, nil
 	}
-	return Record{}, fmt.Errorf("no process serves %s: %w", socketPath, ErrGone)
+	return Record{}, fmt.Errorf("find the VMM of %s: %w", socketPath, ErrGone)
 }
 
-// serves tells whether a process was started with --api-socket for the path, be it absolute or relative to its folder.
-func serves(procDir, socketPath string) bool {
-	raw, err := os.ReadFile(filepath.Join(procDir, "cmdline")) //nolint:gosec // under /proc
+// servesSocket tells whether a process was started with this API socket.
+func servesSocket(pid int, socketPath string) bool {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
 		return false
 	}
-	args := bytes.Split(raw, []byte{0})
-	for i, arg := range args {
-		if string(arg) != "--api-socket" || i+1 == len(args) {
-			continue
-		}
-		path, ok := bytes.CutPrefix(args[i+1], []byte("path="))
-		if !ok {
-			return false
-		}
-		if filepath.IsAbs(string(path)) {
-			return string(path) == socketPath
-		}
-		cwd, err := os.Readlink(filepath.Join(procDir, "cwd"))
-		return err == nil && filepath.Join(cwd, string(path)) == socketPath
+	args := strings.Split(string(bytes.TrimRight(raw, "\x00")), "\x00")
+	at := slices.Index(args, "--api-socket")
+	if at < 0 || at+1 >= len(args) {
+		return false
 	}
-	return false
+	path, ok := strings.CutPrefix(args[at+1], "path=")
+	if ok && !filepath.IsAbs(path) {
+		// Start shortens a path that does not fit a socket address.
+		cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
+		ok, path = err == nil, filepath.Join(cwd, path)
+	}
+	return ok && path == filepath.Clean(socketPath)
 }

@@ -127,3 +127,26 @@ func must[T any](v T, err error) T {
 	}
 	return v
 }
+
+// TestFindSeesAProcessThatDoesNotListen starts a shell with a VMM's arguments: it never makes the socket.
+func TestFindSeesAProcessThatDoesNotListen(t *testing.T) {
+	dir := t.TempDir()
+	for name, arg := range map[string]string{"absolute": dir + "/absolute", "relative": "relative"} {
+		cmd := exec.Command("/bin/sh", "-c", "read x; exit", "vmm", "--api-socket", "path="+arg)
+		cmd.Dir = dir
+		stdin, err := cmd.StdinPipe()
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		rec, err := Find(dir + "/" + name)
+		require.NoError(t, err, name)
+		require.Equal(t, cmd.Process.Pid, rec.PID)
+		p, err := Adopt(rec)
+		require.NoError(t, err)
+		require.NoError(t, stdin.Close())
+		awaitExit(t, p)
+		require.NoError(t, p.Close())
+		require.Error(t, cmd.Wait(), "read fails at the end of its input")
+		_, err = Find(dir + "/" + name)
+		require.ErrorIs(t, err, ErrGone, name)
+	}
+}
