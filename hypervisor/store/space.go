@@ -1,0 +1,70 @@
+package store
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"stillframe/fsm"
+)
+
+// Free gives the bytes that an unprivileged writer may still use on the filesystem of the folder dir.
+func (f *Files) Free(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := retry(func() error { return unix.Statfs(dir, &st) }); err != nil {
+		return 0, wrap(err, OpMap, dir)
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
+
+// EnsureSpace refuses, with an error of the kind unavailable that names both figures, when less than bytes are free
+// on the filesystem of the folder dir. It reserves nothing: the caller adds to bytes what the files of running VMs may
+// still claim (Outstanding), and makes this check and the step that uses the space one at a time.
+func (f *Files) EnsureSpace(dir string, bytes int64) error {
+	free, err := f.Free(dir)
+	if err != nil {
+		return err
+	}
+	if free < bytes {
+		return fsm.Errorf(fsm.KindUnavailable, "not enough disk space on the node: %d MiB needed, %d MiB free",
+			(bytes+1<<20-1)>>20, free>>20)
+	}
+	return nil
+}
+
+// Stored gives the bytes of disk that path occupies. Blocks shared with other files count in each of them.
+func (f *Files) Stored(path string) (int64, error) {
+	var st unix.Stat_t
+	if err := retry(func() error { return unix.Stat(path, &st) }); err != nil {
+		return 0, wrap(err, OpMap, path)
+	}
+	return st.Blocks * 512, nil
+}
+
+// Outstanding gives the bytes that path may still claim from the filesystem when its owner writes to all of it: its
+// length without the blocks that are its own. Holes claim blocks, and so do blocks shared with a snapshot, which must
+// be written elsewhere. The sum over the files of all running VMs is what must stay free.
+func (f *Files) Outstanding(path string) (int64, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return 0, wrap(err, OpMap, path)
+	}
+	defer func() { _ = file.Close() }()
+	info, err := file.Stat()
+	if err != nil {
+		return 0, wrap(err, OpMap, path)
+	}
+	own := int64(0)
+	extents, err := f.extents(file)
+	for _, e := range extents {
+		if !e.shared {
+			own += e.length
+		}
+	}
+	if err != nil { // no map of extents (tmpfs): nothing is shared there either
+		if own, err = f.Stored(path); err != nil {
+			return 0, err
+		}
+	}
+	return max(info.Size()-own, 0), nil
+}
