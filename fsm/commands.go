@@ -33,7 +33,7 @@ type Request struct {
 	BodyHash [32]byte `codec:"h"`
 }
 
-// PutOrg makes an organization, or changes the limits of the one with the same ID. A name in use by another: conflict.
+// PutOrg makes an organization, or changes the name and the limits of the one with the same ID. A name in use by another: conflict.
 type PutOrg struct {
 	Now Time `codec:"now"`
 	Org Org  `codec:"org"`

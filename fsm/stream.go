@@ -1,0 +1,242 @@
+package fsm
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+
+	iradix "github.com/hashicorp/go-immutable-radix/v2"
+)
+
+// The stream of a state is streamMagic, then a frame for each row of each table (the table's tag, the length of the row
+// as an unsigned varint, the row as MessagePack), tables by tag and rows by key, then tagEnd and the SHA-256 of all that
+// came before. Equal states give equal streams.
+var streamMagic = []byte("stillframe state 1\n")
+
+// The tags of the tables. A number, once used, keeps its meaning for ever.
+const (
+	tagEnd byte = iota
+	tagOrg
+	tagKey
+	tagNode
+	tagTemplate
+	tagSandbox
+	tagSnapshot
+	tagIntent
+	tagRequest
+)
+
+// maxRowBytes bounds a row on reading, so that a damaged length cannot take all memory. No row can be near it, since
+// each is made from commands of at most MaxCommandBytes.
+const maxRowBytes = 16 << 20
+
+// errDamaged says that a stream is not one that WriteTo wrote.
+var errDamaged = errors.New("damaged state stream")
+
+// WriteTo writes the whole state. It implements io.WriterTo.
+func (s *State) WriteTo(w io.Writer) (int64, error) {
+	sw := &streamWriter{w: bufio.NewWriterSize(w, 64<<10), sum: sha256.New()}
+	sw.write(streamMagic)
+	writeTable(sw, tagOrg, s.orgs)
+	writeTable(sw, tagKey, s.keys)
+	writeTable(sw, tagNode, s.nodes)
+	writeTable(sw, tagTemplate, s.templates)
+	writeTable(sw, tagSandbox, s.sandboxes)
+	writeTable(sw, tagSnapshot, s.snapshots)
+	writeTable(sw, tagIntent, s.intents)
+	writeTable(sw, tagRequest, s.requests)
+	sw.write([]byte{tagEnd})
+	sw.write(sw.sum.Sum(nil))
+	if sw.err == nil {
+		sw.err = sw.w.Flush()
+	}
+	if sw.err != nil {
+		return sw.n, fmt.Errorf("write state: %w", sw.err)
+	}
+	return sw.n, nil
+}
+
+// Digest is the SHA-256 over the canonical encoding of the whole state: equal on two nodes that applied the same log.
+// It takes time in proportion to the state.
+func (s *State) Digest() [32]byte {
+	h := sha256.New()
+	if _, err := s.WriteTo(h); err != nil {
+		panic(err) // a hash takes every write, and every row is a plain struct that encodes
+	}
+	return [32]byte(h.Sum(nil))
+}
+
+// streamWriter counts, hashes and keeps the first error.
+type streamWriter struct {
+	w   *bufio.Writer
+	sum hash.Hash
+	n   int64
+	err error
+}
+
+func (sw *streamWriter) write(b []byte) {
+	if sw.err != nil {
+		return
+	}
+	sw.sum.Write(b)
+	n, err := sw.w.Write(b)
+	sw.n += int64(n)
+	sw.err = err
+}
+
+func writeTable[T any](sw *streamWriter, tag byte, t *iradix.Tree[T]) {
+	it := t.Root().Iterator()
+	for _, v, ok := it.Next(); ok && sw.err == nil; _, v, ok = it.Next() {
+		row, err := marshal(v)
+		if err != nil {
+			sw.err = err
+			return
+		}
+		sw.write(binary.AppendUvarint([]byte{tag}, uint64(len(row))))
+		sw.write(row)
+	}
+}
+
+// Read gives the state that WriteTo wrote, to the end of r. On an error, also for a stream that is cut short, changed or
+// followed by anything, there is no state: all or nothing.
+func Read(r io.Reader) (*State, error) {
+	s, err := readStream(r)
+	if err != nil {
+		return nil, fmt.Errorf("read state: %w", err)
+	}
+	return s, nil
+}
+
+func readStream(r io.Reader) (*State, error) {
+	sr := &streamReader{r: bufio.NewReaderSize(r, 64<<10), sum: sha256.New()}
+	magic := make([]byte, len(streamMagic))
+	if err := sr.fill(magic); err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(magic, streamMagic) {
+		return nil, fmt.Errorf("%w: it does not begin as a state of this version", errDamaged)
+	}
+	d, last := New().draft(), byte(tagEnd)
+	for {
+		tag, err := sr.ReadByte()
+		if err != nil {
+			return nil, cutShort(err)
+		}
+		if tag == tagEnd {
+			break
+		}
+		if tag < last {
+			return nil, fmt.Errorf("%w: table %d after table %d", errDamaged, tag, last)
+		}
+		last = tag
+		row, err := sr.row()
+		if err != nil {
+			return nil, err
+		}
+		if err := d.readRow(tag, row); err != nil {
+			return nil, fmt.Errorf("table %d: %w", tag, err)
+		}
+	}
+	if err := sr.end(); err != nil {
+		return nil, err
+	}
+	return &d.State, nil
+}
+
+// readRow puts one row; its indexes follow from it.
+func (d *draft) readRow(tag byte, row []byte) error {
+	switch tag {
+	case tagOrg:
+		return readAs(row, d.putOrg)
+	case tagKey:
+		return readAs(row, d.putKey)
+	case tagNode:
+		return readAs(row, d.putNode)
+	case tagTemplate:
+		return readAs(row, d.putTemplate)
+	case tagSandbox:
+		return readAs(row, d.putSandbox)
+	case tagSnapshot:
+		return readAs(row, d.putSnapshot)
+	case tagIntent:
+		return readAs(row, d.putIntent)
+	case tagRequest:
+		return readAs(row, d.putRequest)
+	}
+	return fmt.Errorf("%w: no such table", errDamaged)
+}
+
+func readAs[T any](row []byte, put func(T)) error {
+	var v T
+	if err := unmarshal(row, &v); err != nil {
+		return err
+	}
+	put(v)
+	return nil
+}
+
+// streamReader hashes what it reads. It implements io.ByteReader for the varints.
+type streamReader struct {
+	r   *bufio.Reader
+	sum hash.Hash
+}
+
+func (sr *streamReader) ReadByte() (byte, error) {
+	b, err := sr.r.ReadByte()
+	if err == nil {
+		sr.sum.Write([]byte{b})
+	}
+	return b, err
+}
+
+func (sr *streamReader) fill(b []byte) error {
+	if _, err := io.ReadFull(sr.r, b); err != nil {
+		return cutShort(err)
+	}
+	sr.sum.Write(b)
+	return nil
+}
+
+func (sr *streamReader) row() ([]byte, error) {
+	n, err := binary.ReadUvarint(sr)
+	if err != nil {
+		return nil, cutShort(err)
+	}
+	if n > maxRowBytes {
+		return nil, fmt.Errorf("%w: a row of %d bytes", errDamaged, n)
+	}
+	row := make([]byte, n)
+	return row, sr.fill(row)
+}
+
+// end checks the digest and that nothing follows.
+func (sr *streamReader) end() error {
+	want := sr.sum.Sum(nil)
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(sr.r, got); err != nil {
+		return cutShort(err)
+	}
+	if !bytes.Equal(got, want) {
+		return fmt.Errorf("%w: its digest does not match", errDamaged)
+	}
+	switch _, err := sr.r.ReadByte(); {
+	case err == nil:
+		return fmt.Errorf("%w: something follows its end", errDamaged)
+	case !errors.Is(err, io.EOF):
+		return err
+	}
+	return nil
+}
+
+// cutShort makes the end of the input an error that says so.
+func cutShort(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: it is cut short", errDamaged)
+	}
+	return err
+}
