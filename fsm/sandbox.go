@@ -27,7 +27,7 @@ func (d *draft) createSandbox(c CreateSandbox) (Intent, *Error) {
 		return Intent{}, err
 	}
 	return d.startSandbox(c.Now, c.Request, IntentCreate, c.Intent, Sandbox{
-		ID: c.Sandbox, Org: c.Org, Template: t.ID, TemplateName: t.Name,
+		ID: c.Sandbox, Org: c.Org, Template: t.ID, TemplateName: t.Name, TemplateDigest: t.Digest,
 		VCPU: c.VCPU, MemoryMiB: c.MemoryMiB, DiskMiB: c.DiskMiB, TimeoutSec: c.TimeoutSec, AutoPause: c.AutoPause,
 		EnvVars: c.EnvVars, NetworkPolicy: c.NetworkPolicy, Owner: owner,
 	}), nil
@@ -60,7 +60,8 @@ func (d *draft) restoreSnapshot(c RestoreSnapshot) (Intent, *Error) {
 		policy = sn.NetworkPolicy
 	}
 	return d.startSandbox(c.Now, c.Request, IntentRestore, c.Intent, Sandbox{
-		ID: c.Sandbox, Org: c.Org, Template: sn.Template, TemplateName: sn.TemplateName, Snapshot: sn.ID,
+		ID: c.Sandbox, Org: c.Org, Template: sn.Template, TemplateName: sn.TemplateName,
+		TemplateDigest: sn.Manifest.TemplateDigest, Snapshot: sn.ID,
 		VCPU: sn.VCPU, MemoryMiB: sn.MemoryMiB, DiskMiB: sn.DiskMiB, TimeoutSec: c.TimeoutSec, AutoPause: c.AutoPause,
 		EnvVars: sn.EnvVars, NetworkPolicy: policy, Owner: sn.Owner,
 	}), nil

@@ -111,28 +111,30 @@ const (
 
 // Sandbox is one virtual machine that a client made.
 type Sandbox struct {
-	ID            SandboxID         `codec:"id"`
-	Org           OrgID             `codec:"o"`
-	Template      TemplateID        `codec:"t"`
-	TemplateName  string            `codec:"tn"`
-	Snapshot      SnapshotID        `codec:"sn,omitempty"` // restored from this one
-	VCPU          int               `codec:"v"`
-	MemoryMiB     int64             `codec:"m"`
-	DiskMiB       int64             `codec:"d"`
-	TimeoutSec    int64             `codec:"to"`
-	AutoPause     bool              `codec:"ap,omitempty"`
-	EnvVars       map[string]string `codec:"e,omitempty"`
-	NetworkPolicy *NetworkPolicy    `codec:"np,omitempty"` // nil means allow-all
-	State         SandboxState      `codec:"s"`
-	StateReason   string            `codec:"sr,omitempty"` // more about the state, for people
-	Owner         NodeID            `codec:"ow"`
-	Epoch         uint64            `codec:"ep"`           // of the last intent on this sandbox; only grows
-	Intent        IntentID          `codec:"in,omitempty"` // the open intent; empty exactly when State is running or stopped
-	CreatedAt     Time              `codec:"c"`
-	UpdatedAt     Time              `codec:"u"`
-	LaunchedAt    Time              `codec:"l,omitempty"`  // when it became running
-	StateAt       Time              `codec:"sa"`           // when State last changed
-	TimeoutAt     Time              `codec:"ta,omitempty"` // LaunchedAt + TimeoutSec; zero while starting
+	ID           SandboxID  `codec:"id"`
+	Org          OrgID      `codec:"o"`
+	Template     TemplateID `codec:"t"`
+	TemplateName string     `codec:"tn"`
+	// TemplateDigest is of the image that the sandbox booted from; a template may get another one later.
+	TemplateDigest string            `codec:"tg"`
+	Snapshot       SnapshotID        `codec:"sn,omitempty"` // restored from this one
+	VCPU           int               `codec:"v"`
+	MemoryMiB      int64             `codec:"m"`
+	DiskMiB        int64             `codec:"d"`
+	TimeoutSec     int64             `codec:"to"`
+	AutoPause      bool              `codec:"ap,omitempty"`
+	EnvVars        map[string]string `codec:"e,omitempty"`
+	NetworkPolicy  *NetworkPolicy    `codec:"np,omitempty"` // nil means allow-all
+	State          SandboxState      `codec:"s"`
+	StateReason    string            `codec:"sr,omitempty"` // more about the state, for people
+	Owner          NodeID            `codec:"ow"`
+	Epoch          uint64            `codec:"ep"`           // of the last intent on this sandbox; only grows
+	Intent         IntentID          `codec:"in,omitempty"` // the open intent; empty exactly when State is running or stopped
+	CreatedAt      Time              `codec:"c"`
+	UpdatedAt      Time              `codec:"u"`
+	LaunchedAt     Time              `codec:"l,omitempty"`  // when it became running
+	StateAt        Time              `codec:"sa"`           // when State last changed
+	TimeoutAt      Time              `codec:"ta,omitempty"` // LaunchedAt + TimeoutSec; zero while starting
 }
 
 // SnapshotState says how far a snapshot is.
