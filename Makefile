@@ -1,0 +1,76 @@
+# Stillframe. "make help" lists what there is; README.md and CONTRIBUTING.md say more.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+
+# Every folder of cmd that holds a main.go is a program: it goes to build/ under its own name, static.
+PROGRAMS := $(patsubst cmd/%/main.go,%,$(wildcard cmd/*/main.go))
+
+# Test binaries run one at a time: each starts virtual machines, which want both cores of a small machine.
+TEST_PARALLEL ?= 1
+TEST_TIMEOUT  ?= 20m
+TEST_FLAGS    ?=
+FUZZTIME      ?= 20s
+
+GOLANGCI_VERSION    := v2.15.0
+GOVULNCHECK_VERSION := v1.9.0
+
+.PHONY: help setup build demo test bench fuzz lint vuln clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install Debian packages, build the programs, the guest kernel and the templates (as root)
+	deploy/setup.sh
+
+build: ## Build the programs into build/
+	@mkdir -p build
+	@for program in $(PROGRAMS); do \
+		echo "build/$$program"; \
+		CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o "build/$$program" "./cmd/$$program"; \
+	done
+
+demo: setup ## Show the main job on real virtual machines: create, snapshot, restore three times, delete
+	deploy/demo/run.sh
+
+test: setup ## Run all tests, with the race detector, on real virtual machines
+	go vet ./...
+	go build -race ./...
+	go test -race -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) ./...
+
+bench: build cmd/stillframe-bench/main.go ## Measure against the raw VMM; a table, and build/bench.json
+	go run ./cmd/stillframe-bench
+
+fuzz: ## Fuzz every fuzz target for FUZZTIME (20s) each
+	@found=0; \
+	for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' "$$package" | grep '^Fuzz' || true); do \
+			found=1; \
+			echo "$$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$package"; \
+		done; \
+	done; \
+	if [ "$$found" = 0 ]; then echo "no fuzz target was found" >&2; exit 1; fi
+
+lint: build/tools/golangci-lint-$(GOLANGCI_VERSION) ## Check style, imports between packages and shell scripts
+	GOLANGCI=$< .ci/lint
+
+vuln: build/tools/govulncheck-$(GOVULNCHECK_VERSION) ## Look for known vulnerabilities in what is linked (needs a network)
+	GOVULNCHECK=$< .ci/vuln
+
+clean: ## Remove all that was built
+	rm -rf build
+
+build/tools/golangci-lint-$(GOLANGCI_VERSION):
+	GOBIN=$(CURDIR)/build/tools go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	mv build/tools/golangci-lint $@
+
+build/tools/govulncheck-$(GOVULNCHECK_VERSION):
+	GOBIN=$(CURDIR)/build/tools go install golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION)
+	mv build/tools/govulncheck $@
