@@ -25,11 +25,12 @@ func (o *Org) UnmarshalJSON(b []byte) error {
 // APIKey is a key of an organization. Key is the secret; a node tells it once, in the answer to its creation.
 type APIKey struct {
 	ID        string          `json:"id"`
-	OrgID     string          `json:"org_id"`
+	Org       string          `json:"org"`      // id
+	OrgName   string          `json:"org_name"` // name
 	Label     string          `json:"label"`
 	Key       string          `json:"key"`
 	CreatedAt time.Time       `json:"created_at"`
-	RevokedAt *time.Time      `json:"revoked_at"`
+	RevokedAt time.Time       `json:"revoked_at"` // zero while the key is good
 	Raw       json.RawMessage `json:"-"`
 }
 
@@ -42,7 +43,7 @@ func (k *APIKey) UnmarshalJSON(b []byte) error {
 // CreateOrg makes an organization.
 func (c *Client) CreateOrg(ctx context.Context, name string) (Org, error) {
 	var out Org
-	err := c.post(ctx, []string{"admin", "v1", "orgs"}, map[string]any{"name": name}, "", http.StatusCreated, &out)
+	err := c.adminPost(ctx, "orgs", map[string]string{"name": name}, &out)
 	return out, err
 }
 
@@ -54,14 +55,30 @@ func (c *Client) Orgs(ctx context.Context) (List[Org], error) {
 // CreateKey makes a key for an organization, given by its id or name.
 func (c *Client) CreateKey(ctx context.Context, org, label string) (APIKey, error) {
 	var out APIKey
-	in := map[string]any{"org": org, "label": label}
-	err := c.post(ctx, []string{"admin", "v1", "keys"}, in, "", http.StatusCreated, &out)
+	err := c.adminPost(ctx, "keys", map[string]string{"org": org, "label": label}, &out)
 	return out, err
 }
 
-// Keys gives the keys of an organization, given by its id or name; revoked ones too, none with its secret.
+// Keys gives the keys of an organization, given by its id or name, or with "" of all; revoked ones too, none with its
+// secret.
 func (c *Client) Keys(ctx context.Context, org string) (List[APIKey], error) {
-	return whole[APIKey](ctx, c, []string{"admin", "v1", "keys"}, url.Values{"org": {org}})
+	query := url.Values{}
+	if org != "" {
+		query.Set("org", org)
+	}
+	return whole[APIKey](ctx, c, []string{"admin", "v1", "keys"}, query)
+}
+
+// adminPost is sent once: the admin socket knows no idempotency keys.
+func (c *Client) adminPost(ctx context.Context, what string, in, out any) error {
+	b, err := jsonBody(in)
+	if err != nil {
+		return err
+	}
+	return c.call(ctx, request{
+		method: http.MethodPost, path: []string{"admin", "v1", what}, body: b, contentType: "application/json",
+		once: true, want: http.StatusCreated,
+	}, out)
 }
 
 // RevokeKey ends a key for good.

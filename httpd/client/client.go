@@ -6,11 +6,12 @@
 //
 // # Invariants
 //
-//   - Every POST carries an Idempotency-Key, the caller's or a generated one. A request that fails on the network is sent
-//     again with the same key, a bounded number of times, so that a lost answer never means a second sandbox.
+//   - A POST that must not be done twice carries an Idempotency-Key, the caller's or a generated one. A request that
+//     fails on the network is sent again with the same key, a bounded number of times, so that a lost answer never
+//     means a second sandbox. What may be done twice (reading, replacing a file as a whole) is sent again without a key.
 //   - An answer of the node, good or bad, is the outcome. Only a 503 that says when to come again is asked again.
-//   - The API key travels in the Authorization header only, is never part of an error, and redirects are not followed, so
-//     it cannot be carried to another host.
+//   - The API key travels in the Authorization header only, is never part of an error, and redirects are not followed,
+//     so it cannot be carried to another host.
 //   - Every answer keeps the exact JSON it came from (Raw), for programs that want what the node said.
 package client
 
@@ -137,7 +138,8 @@ type request struct {
 	query       url.Values
 	body        []byte
 	contentType string
-	idempotency string // POST only; generated when empty
+	idempotency string // the Idempotency-Key; empty: none is sent
+	once        bool   // must not be done twice, and has no key that would see to it: sent once
 	want        int    // the status of success
 }
 
@@ -155,7 +157,7 @@ func (c *Client) call(ctx context.Context, r request, out any) error {
 	if err != nil {
 		return err
 	}
-	defer closeBody(resp.Body)
+	defer func() { _ = resp.Body.Close() }()
 	if out == nil {
 		return nil
 	}
@@ -172,36 +174,48 @@ func (c *Client) call(ctx context.Context, r request, out any) error {
 	return nil
 }
 
-// post sends a JSON body and decodes a JSON answer. A body of nil sends none.
-func (c *Client) post(ctx context.Context, path []string, body any, key string, want int, out any) error {
-	r := request{method: http.MethodPost, path: path, idempotency: key, want: want}
-	if body != nil {
-		b, err := jsonBody(body)
-		if err != nil {
-			return err
-		}
-		r.body, r.contentType = b, "application/json"
+// create sends a JSON body under an idempotency key, generated when empty, and decodes a JSON answer.
+func (c *Client) create(ctx context.Context, path []string, body any, key string, want int, out any) error {
+	b, err := jsonBody(body)
+	if err != nil {
+		return err
 	}
-	return c.call(ctx, r, out)
+	if key == "" {
+		key = rand.Text()
+	}
+	return c.call(ctx, request{
+		method: http.MethodPost, path: path, body: b, contentType: "application/json", idempotency: key, want: want,
+	}, out)
+}
+
+// ask sends a JSON body that changes nothing and decodes a JSON answer.
+func (c *Client) ask(ctx context.Context, path []string, body, out any) error {
+	b, err := jsonBody(body)
+	if err != nil {
+		return err
+	}
+	return c.call(ctx, request{
+		method: http.MethodPost, path: path, body: b, contentType: "application/json", want: http.StatusOK,
+	}, out)
 }
 
 // send makes the attempts and gives an answer with the wanted status; the caller closes its body.
 func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
-	if r.method == http.MethodPost && r.idempotency == "" {
-		r.idempotency = rand.Text()
+	backoff, most := firstBackoff, c.attempts
+	if r.once {
+		most = 1
 	}
-	backoff := firstBackoff
 	for attempt := 1; ; attempt++ {
 		resp, err := c.once(ctx, r)
 		if err == nil {
 			pause, later := comeAgain(resp)
-			if !later || attempt >= c.attempts {
+			if !later || attempt >= most {
 				return c.judge(r, resp, attempt)
 			}
 			closeBody(resp.Body)
 			backoff, err = pause, errNotReady
 		}
-		if attempt >= c.attempts || ctx.Err() != nil {
+		if attempt >= most || ctx.Err() != nil {
 			return nil, c.lost(r, err)
 		}
 		select {

@@ -32,8 +32,8 @@ type Error struct {
 	Resource *Resource
 	// RequestID finds the request in the node's log; empty when the node sent none.
 	RequestID string
-	// IdempotencyKey is the key that the request carried. Where the outcome is not known (503, 504), the same request with
-	// it again gives the outcome.
+	// IdempotencyKey is the key that the request carried. Where the outcome is not known (503, 504), the same request
+	// with it again gives the outcome.
 	IdempotencyKey string
 }
 

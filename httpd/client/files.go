@@ -37,8 +37,8 @@ func filesystem(sandbox, verb string) []string {
 // readPart is how much of a file one request asks for, in bytes: less than a node's limit for one answer.
 const readPart = 4 << 20
 
-// ReadFile copies a file of a sandbox to w, part after part, and gives the number of bytes. A file that changes while it
-// is read gives parts of different moments.
+// ReadFile copies a file of a sandbox to w, part after part, and gives the number of bytes. A file that changes while
+// it is read gives parts of different moments.
 func (c *Client) ReadFile(ctx context.Context, sandbox, path string, w io.Writer) (int64, error) {
 	for offset := int64(0); ; {
 		n, err := c.readPart(ctx, sandbox, path, offset, w)
@@ -62,7 +62,7 @@ func (c *Client) readPart(ctx context.Context, sandbox, path string, offset int6
 	if err != nil {
 		return 0, err
 	}
-	defer closeBody(resp.Body)
+	defer func() { _ = resp.Body.Close() }()
 	part, err := io.ReadAll(io.LimitReader(resp.Body, readPart+1))
 	if err != nil {
 		return 0, c.lost(r, fmt.Errorf("read answer: %w", err))
@@ -95,7 +95,7 @@ func (c *Client) FileExists(ctx context.Context, sandbox, path string) (bool, er
 		Exists bool `json:"exists"`
 	}
 	in := map[string]string{"path": path}
-	err := c.post(ctx, filesystem(sandbox, "exists"), in, "", http.StatusOK, &out)
+	err := c.ask(ctx, filesystem(sandbox, "exists"), in, &out)
 	return out.Exists, err
 }
 
@@ -115,6 +115,6 @@ func (f *FileList) UnmarshalJSON(b []byte) error {
 func (c *Client) ListFiles(ctx context.Context, sandbox, path string, recursive bool) (FileList, error) {
 	var out FileList
 	in := map[string]any{"path": path, "recursive": recursive}
-	err := c.post(ctx, filesystem(sandbox, "ls"), in, "", http.StatusOK, &out)
+	err := c.ask(ctx, filesystem(sandbox, "ls"), in, &out)
 	return out, err
 }

@@ -23,7 +23,7 @@ type CreateSandbox struct {
 // CreateSandbox makes a sandbox and returns when it runs.
 func (c *Client) CreateSandbox(ctx context.Context, in CreateSandbox) (Sandbox, error) {
 	var out Sandbox
-	err := c.post(ctx, []string{"v1", "sandbox"}, in, in.IdempotencyKey, http.StatusCreated, &out)
+	err := c.create(ctx, []string{"v1", "sandbox"}, in, in.IdempotencyKey, http.StatusCreated, &out)
 	return out, err
 }
 
@@ -150,6 +150,6 @@ func (e *ExecResult) UnmarshalJSON(b []byte) error {
 func (c *Client) Exec(ctx context.Context, id string, in Exec) (ExecResult, error) {
 	var out ExecResult
 	path := []string{"v1", "sandbox", id, "process", "execute"}
-	err := c.post(ctx, path, in, in.IdempotencyKey, http.StatusOK, &out)
+	err := c.create(ctx, path, in, in.IdempotencyKey, http.StatusOK, &out)
 	return out, err
 }

@@ -17,7 +17,7 @@ type CreateSnapshot struct {
 func (c *Client) CreateSnapshot(ctx context.Context, sandbox string, in CreateSnapshot) (Snapshot, error) {
 	var out Snapshot
 	path := []string{"v1", "sandbox", sandbox, "snapshot", "create"}
-	err := c.post(ctx, path, in, in.IdempotencyKey, http.StatusCreated, &out)
+	err := c.create(ctx, path, in, in.IdempotencyKey, http.StatusCreated, &out)
 	return out, err
 }
 
@@ -35,7 +35,7 @@ type RestoreSnapshot struct {
 func (c *Client) RestoreSnapshot(ctx context.Context, in RestoreSnapshot) (Sandbox, error) {
 	var out Sandbox
 	path := []string{"v1", "snapshot", "restore"}
-	err := c.post(ctx, path, in, in.IdempotencyKey, http.StatusCreated, &out)
+	err := c.create(ctx, path, in, in.IdempotencyKey, http.StatusCreated, &out)
 	return out, err
 }
 

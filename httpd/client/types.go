@@ -34,6 +34,11 @@ type Sandbox struct {
 	AutoPause     bool              `json:"auto_pause"`
 	EnvVars       map[string]string `json:"env_vars"`
 	NetworkPolicy *NetworkPolicy    `json:"network_policy"`
+	NetworkStatus string            `json:"network_status"` // what its network reaches now, whatever the policy
+	SnapshotID    string            `json:"snapshot_id"`    // restored from this one; empty for a created one
+	PodID         string            `json:"pod_id"`         // the node
+	TimeoutAt     int64             `json:"timeout_at"`     // Unix seconds; 0 while there is none
+	Warnings      []string          `json:"warnings"`       // what was accepted and is not carried out
 	CreatedAt     time.Time         `json:"created_at"`
 	UpdatedAt     time.Time         `json:"updated_at"`
 	Raw           json.RawMessage   `json:"-"`
@@ -70,10 +75,15 @@ type Snapshot struct {
 	ID            string          `json:"id"`
 	Name          string          `json:"name"`
 	TemplateID    string          `json:"template_id"`
+	TemplateName  string          `json:"template_name"`
+	SandboxID     string          `json:"sandbox_id"` // the source
 	VCPU          int             `json:"vcpu"`
 	Memory        int64           `json:"memory"`
 	Disk          int64           `json:"disk"`
 	NetworkPolicy *NetworkPolicy  `json:"network_policy"`
+	StoredBytes   int64           `json:"stored_bytes"` // allocated when it was taken
+	PauseMS       float64         `json:"pause_ms"`     // how long the source was held, milliseconds
+	CloneMethod   string          `json:"clone_method"` // reflink or copy
 	CreatedAt     time.Time       `json:"created_at"`
 	Raw           json.RawMessage `json:"-"`
 }

@@ -75,8 +75,8 @@ func (a *app) keyCreate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create --org NAME",
 		Short: "Make an API key; it is shown once",
-		Long: `Make an API key for an organization. The node keeps only its digest: this is the one time that the key is shown. With
---out it goes to a file that only its owner can read, and is not shown.`,
+		Long: `Make an API key for an organization. The node keeps only its digest: this is the one time that the key is
+shown. With --out it goes to a file that only its owner can read, and is not shown.`,
 		Example: `  stillframe key create --org acme --label laptop --out ~/.stillframe-key
   stillframe sandbox list --key-file ~/.stillframe-key`,
 		Args: args(),
@@ -130,7 +130,7 @@ func createKeyFile(name string, create func() (client.APIKey, error)) (key clien
 	}
 	_, writeErr := fmt.Fprintln(f, key.Key)
 	if err = errors.Join(writeErr, f.Sync(), f.Close()); err != nil {
-		err = fmt.Errorf("%s was made but could not be written; revoke it: %w", key.ID, err)
+		err = fmt.Errorf("the key was made but could not be written; undo it with stillframe key revoke %s: %w", key.ID, err)
 	}
 	return key, err
 }
@@ -164,10 +164,10 @@ func (a *app) keyList() *cobra.Command {
 			rows := make([]row, 0, len(list.Items))
 			for _, k := range list.Items {
 				state := "good"
-				if k.RevokedAt != nil {
+				if !k.RevokedAt.IsZero() {
 					state = "revoked"
 				}
-				rows = append(rows, row{k.ID, k.Raw, []string{k.ID, k.Label, state, k.OrgID, a.age(k.CreatedAt)}})
+				rows = append(rows, row{k.ID, k.Raw, []string{k.ID, k.Label, state, k.OrgName, a.age(k.CreatedAt)}})
 			}
 			return a.printList([]string{"ID", "LABEL", "STATE", "ORGANIZATION", "AGE"}, list.Total, rows)
 		},

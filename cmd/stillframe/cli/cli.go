@@ -1,9 +1,9 @@
-// Package cli is the stillframe command line as a value: Run takes a world (Env) and arguments and gives an exit code, so
-// that main is tiny and tests run whole commands in their own process.
+// Package cli is the stillframe command line as a value: Run takes a world (Env) and arguments and gives an exit code,
+// so that main is tiny and tests run whole commands in their own process.
 //
 // It may import httpd/client and cobra. It must not import the rooms of a node (cluster, hypervisor, httpd itself): the
-// commands that run a node live beside main and are handed to Run, so that the client commands stay what any user of the
-// HTTP contract could write.
+// commands that run a node live beside main and are handed to Run, so that the client commands stay what any user of
+// the HTTP contract could write.
 //
 // # Invariants
 //
@@ -67,7 +67,7 @@ type Command func(Env) *cobra.Command
 // Run carries out one command line (without the program's name) and gives the exit code of the process. A cancelled
 // context interrupts it.
 func Run(ctx context.Context, env Env, args []string, more ...Command) int {
-	root := New(env, more...)
+	root := New(env, more...) //nolint:contextcheck // the commands get ctx from ExecuteContextC
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
@@ -85,8 +85,8 @@ func New(env Env, more ...Command) *cobra.Command {
 	root := group(&cobra.Command{
 		Use:   "stillframe",
 		Short: "Self-hosted sandboxes that can be snapshotted and restored while they run",
-		Long: `Stillframe runs sandboxes: virtual machines that are made from a template, snapshotted with their memory while they
-run, and restored as often as wanted.
+		Long: `Stillframe runs sandboxes: virtual machines that are made from a template, snapshotted with their memory
+while they run, and restored as often as wanted.
 
 The commands below talk to a node over HTTP. They find it by --url or by STILLFRAME_URL or LEAP0_BASE_URL, and the API
 key by --key-file or by STILLFRAME_API_KEY or LEAP0_API_KEY; --env-file reads both from a file. The commands org and
@@ -107,8 +107,8 @@ Exit codes are listed by "stillframe help exit-codes".`,
 	add(root, groupUse, a.sandbox(), a.snapshot(), a.exec(), a.cp(), a.file(), a.template())
 	add(root, groupRun, a.nodeGroup(), a.org(), a.key())
 	root.AddCommand(a.version(), exitCodes())
-	for _, make := range more {
-		add(root, groupRun, make(env))
+	for _, command := range more {
+		add(root, groupRun, command(env))
 	}
 	return root
 }

@@ -43,7 +43,7 @@ func (a *app) completeSnapshots(n int) completion {
 }
 
 // completeTemplates offers names of templates, as the value of a flag.
-func (a *app) completeTemplates(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+func (a *app) completeTemplates() completion {
 	return a.complete(-1, func(ctx context.Context, c *client.Client) ([]cobra.Completion, error) {
 		list, err := c.Templates(ctx)
 		offers := make([]cobra.Completion, 0, len(list.Items))
@@ -51,7 +51,7 @@ func (a *app) completeTemplates(cmd *cobra.Command, _ []string, word string) ([]
 			offers = append(offers, t.Name)
 		}
 		return offers, err
-	})(cmd, nil, word)
+	})
 }
 
 func (a *app) complete(n int, ask func(context.Context, *client.Client) ([]cobra.Completion, error)) completion {

@@ -39,7 +39,7 @@ func (a *app) withNode(cmd *cobra.Command) *cobra.Command {
 	f := cmd.PersistentFlags()
 	f.StringVar(&a.node.url, "url", "", "address of the node, as http://HOST:PORT")
 	f.StringVar(&a.node.keyFile, "key-file", "", "file that holds the API key")
-	f.StringVar(&a.node.envFile, "env-file", "", "file with LEAP0_BASE_URL=… and LEAP0_API_KEY=… lines, as a node writes it")
+	f.StringVar(&a.node.envFile, "env-file", "", "file with LEAP0_BASE_URL= and LEAP0_API_KEY= lines, as a node writes it")
 	f.DurationVar(&a.node.wait, "wait", 5*time.Minute, "how long to wait for the node's answer")
 	return cmd
 }

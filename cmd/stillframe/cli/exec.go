@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"errors"
 	"io"
 	"net/http"
 	"os"
@@ -28,8 +27,8 @@ func (a *app) exec() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "exec [flags] SANDBOX [--] COMMAND [ARGUMENT...]",
 		Short: "Run a command in a sandbox",
-		Long: `Run a command in a sandbox, write what it wrote when it has ended, and exit with its exit code. Exit code 125 means
-that there is none to tell.
+		Long: `Run a command in a sandbox, write what it wrote when it has ended, and exit with its exit code. A command that
+its timeout has ended counts as 124; 125 means that there is no exit code to tell.
 
 The arguments reach the command as they are; with --shell they are joined by spaces and are a line for /bin/sh.
 Standard input is not passed on: put what the command should read into a file with "stillframe cp".`,
@@ -88,7 +87,7 @@ func (a *app) runExec(cmd *cobra.Command, sandbox string, in client.Exec) error 
 		return err
 	}
 	if result.TimedOut {
-		return execError{errors.New("the command was ended by its timeout; --timeout gives it longer")}
+		_, _ = io.WriteString(a.env.Err, "stillframe: note: its timeout ended the command; --timeout gives it longer\n")
 	}
 	if result.ExitCode != 0 {
 		return exitError{result.ExitCode}

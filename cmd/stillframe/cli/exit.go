@@ -43,8 +43,9 @@ func exitCodes() *cobra.Command {
     7  no answer in time (504, or --wait ended); the outcome may not be known
   130  interrupted
 
-The command exec exits with the code of the command in the sandbox, and with 125 when there is none to tell: the
-sandbox was not found, the node did not answer, and the like. A command that was ended by its timeout is such a case.`,
+The command exec exits with the code of the command in the sandbox, with 124 when its timeout ended it, and with 125
+when there is no exit code to tell: the sandbox was not found, the node did not answer, and the like. Only a wrong
+command line is a 2 there too.`,
 	}
 }
 
@@ -97,11 +98,11 @@ func explain(env Env, cmd *cobra.Command, err error) int {
 		fmt.Fprintf(env.Err, "  %s\n", clean(line))
 	}
 	var usage usageError
-	if errors.As(err, &usage) {
+	if errors.As(err, &usage) && cmd.Name() != "help" {
 		fmt.Fprintf(env.Err, "  Usage: stillframe help%s\n", strings.TrimPrefix(cmd.CommandPath(), "stillframe"))
 	}
 	var exec execError
-	if errors.As(err, &exec) && code != ExitInterrupted && code != ExitUsage {
+	if errors.As(err, &exec) && code != ExitInterrupted && !errors.As(err, &usage) {
 		return ExitExec
 	}
 	return code
@@ -213,6 +214,6 @@ func repeat(key string) []string {
 	if key == "" {
 		return nil
 	}
-	return []string{"It may have been done all the same. Repeat the command with this to get its outcome, not a second one:",
+	return []string{"It may have been done all the same. Repeat the command with this to get its outcome, not a second:",
 		"--idempotency-key " + key}
 }

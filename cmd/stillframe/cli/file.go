@@ -23,8 +23,8 @@ func (a *app) cp() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cp SOURCE TARGET",
 		Short: "Copy a file into a sandbox or out of it",
-		Long: `Copy one file into a sandbox or out of it. The side in the sandbox is written SANDBOX:/path; - is standard input or
-output. A target that is a folder here, or a path there that ends in a slash, gets the file under its own name.
+		Long: `Copy one file into a sandbox or out of it. The side in the sandbox is written SANDBOX:/path; - is standard
+input or output. A target that is a folder here, or a path there that ends in a slash, gets the file under its own name.
 
 A file here appears only once it is whole.`,
 		Example: `  stillframe cp notes.txt sbx-…:/root/notes.txt
@@ -211,7 +211,8 @@ func (a *app) fileList() *cobra.Command {
 			defer done()
 			list, err := c.ListFiles(ctx, args[0], args[1], recursive)
 			if err != nil {
-				return withHint(err, http.StatusNotFound, "Is the sandbox there (stillframe sandbox list), and the folder in it?")
+				return withHint(err, http.StatusNotFound,
+					"Is the sandbox there (stillframe sandbox list), and the folder in it?")
 			}
 			if a.output == outputJSON {
 				return a.printRaw(list.Raw)

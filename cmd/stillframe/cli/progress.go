@@ -6,7 +6,8 @@ import (
 )
 
 // progress tells a person that something is under way and for how long, on one line of Err that is gone afterwards.
-// Without a terminal it says nothing. The returned function ends it and must be called; it returns when the line is gone.
+// Without a terminal it says nothing. The returned function ends it and must be called; it returns once the line is
+// gone.
 func (a *app) progress(format string, args ...any) func() {
 	if !a.env.Terminal(a.env.Err) {
 		return func() {}

@@ -69,11 +69,11 @@ func (a *app) sandboxCreate() *cobra.Command {
 	f.IntVar(&in.VCPU, "vcpu", 0, "virtual CPUs, 1 to 8 (default 1)")
 	f.Var(&memory, "memory", "memory, 512MiB to 8GiB (default 1GiB)")
 	f.Var(&timeout, "timeout", "end the sandbox after this long, up to 8h (default 5m)")
-	f.BoolVar(&in.AutoPause, "auto-pause", false, "pause at the timeout rather than end")
+	f.BoolVar(&in.AutoPause, "auto-pause", false, "ask for a pause at the timeout; a node that cannot says so")
 	f.StringArrayVar(&env, "env", nil, "NAME=VALUE for commands in it; NAME alone takes the value from here (repeatable)")
 	net.flags(cmd)
 	idempotencyFlag(cmd, &in.IdempotencyKey)
-	_ = cmd.RegisterFlagCompletionFunc("template", a.completeTemplates)
+	_ = cmd.RegisterFlagCompletionFunc("template", a.completeTemplates())
 	return cmd
 }
 
@@ -119,11 +119,9 @@ func (a *app) sandboxList() *cobra.Command {
 			}
 			rows := make([]row, 0, len(list.Items))
 			for _, s := range list.Items {
-				template := s.TemplateName
-				if template == "" {
-					template = s.TemplateID
-				}
-				rows = append(rows, row{s.ID, s.Raw, []string{s.ID, s.State, template, s.PodID, a.age(s.CreatedAt), a.ends(s)}})
+				rows = append(rows, row{s.ID, s.Raw, []string{
+					s.ID, s.State, either(s.TemplateName, s.TemplateID), s.PodID, a.age(s.CreatedAt), a.ends(s),
+				}})
 			}
 			return a.printList([]string{"ID", "STATE", "TEMPLATE", "NODE", "AGE", "ENDS IN"}, list.Total, rows)
 		},
@@ -197,22 +195,28 @@ func sandboxHint(err error) error {
 }
 
 var sandboxFields = []string{
-	"ID", "State", "Why", "Template", "vCPU", "Memory", "Disk", "Timeout", "At timeout", "Network", "Age",
+	"ID", "State", "Why", "Template", "Snapshot", "vCPU", "Memory", "Disk", "Timeout", "Network",
+	"Reaches", "Node", "Age",
 }
 
 func (a *app) printSandbox(s client.Sandbox) error {
-	template := s.TemplateName
-	if template == "" {
-		template = s.TemplateID
-	}
-	atTimeout := "ends"
-	if s.AutoPause {
-		atTimeout = "pauses"
+	template := either(s.TemplateName, s.TemplateID)
+	for _, warning := range s.Warnings {
+		fmt.Fprintf(a.env.Err, "stillframe: warning: %s\n", clean(warning))
 	}
 	return a.printOne(row{s.ID, s.Raw, []string{
-		s.ID, s.State, s.StateReason, template, strconv.Itoa(s.VCPU), mebibytes(s.Memory), mebibytes(s.Disk),
-		(time.Duration(s.Timeout) * time.Second).String(), atTimeout, policy(s.NetworkPolicy), a.age(s.CreatedAt),
+		s.ID, s.State, s.StateReason, template, s.SnapshotID, strconv.Itoa(s.VCPU), mebibytes(s.Memory),
+		mebibytes(s.Disk), (time.Duration(s.Timeout) * time.Second).String(), policy(s.NetworkPolicy),
+		s.NetworkStatus, s.PodID, a.age(s.CreatedAt),
 	}}, sandboxFields)
+}
+
+// either gives the first, or the second where the first is empty.
+func either(first, second string) string {
+	if first != "" {
+		return first
+	}
+	return second
 }
 
 // ends says how long a sandbox has until its timeout.

@@ -72,10 +72,11 @@ func (a *app) snapshotList() *cobra.Command {
 			rows := make([]row, 0, len(list.Items))
 			for _, s := range list.Items {
 				rows = append(rows, row{s.ID, s.Raw, []string{
-					s.Name, s.ID, s.TemplateID, strconv.Itoa(s.VCPU), mebibytes(s.Memory), mebibytes(s.Disk), a.age(s.CreatedAt),
+					s.Name, s.ID, either(s.TemplateName, s.TemplateID), strconv.Itoa(s.VCPU), mebibytes(s.Memory),
+					stored(s), a.age(s.CreatedAt),
 				}})
 			}
-			return a.printList([]string{"NAME", "ID", "TEMPLATE", "VCPU", "MEMORY", "DISK", "AGE"}, list.Total, rows)
+			return a.printList([]string{"NAME", "ID", "TEMPLATE", "VCPU", "MEMORY", "STORED", "AGE"}, list.Total, rows)
 		},
 	}
 	cmd.Flags().StringVar(&o.Query, "query", "", "only names that contain this")
@@ -121,7 +122,7 @@ func (a *app) snapshotRestore() *cobra.Command {
 		},
 	}
 	cmd.Flags().Var(&timeout, "timeout", "end the new sandbox after this long, up to 8h (default 5m)")
-	cmd.Flags().BoolVar(&autoPause, "auto-pause", false, "pause the new sandbox at its timeout rather than end it")
+	cmd.Flags().BoolVar(&autoPause, "auto-pause", false, "ask for a pause at the timeout; a node that cannot says so")
 	net.flags(cmd)
 	idempotencyFlag(cmd, &in.IdempotencyKey)
 	return cmd
@@ -180,8 +181,22 @@ func snapshotHint(err error) error {
 }
 
 func (a *app) printSnapshot(s client.Snapshot) error {
+	pause := ""
+	if s.PauseMS > 0 {
+		pause = strconv.FormatFloat(s.PauseMS, 'f', 1, 64) + " ms"
+	}
 	return a.printOne(row{s.ID, s.Raw, []string{
-		s.Name, s.ID, s.TemplateID, strconv.Itoa(s.VCPU), mebibytes(s.Memory), mebibytes(s.Disk),
-		policy(s.NetworkPolicy), a.age(s.CreatedAt),
-	}}, []string{"Name", "ID", "Template", "vCPU", "Memory", "Disk", "Network", "Age"})
+		s.Name, s.ID, s.SandboxID, either(s.TemplateName, s.TemplateID), strconv.Itoa(s.VCPU), mebibytes(s.Memory),
+		mebibytes(s.Disk), policy(s.NetworkPolicy), stored(s), s.CloneMethod, pause, a.age(s.CreatedAt),
+	}}, []string{
+		"Name", "ID", "Source", "Template", "vCPU", "Memory", "Disk", "Network", "Stored", "Kept by", "Source paused", "Age",
+	})
+}
+
+// stored says how much a snapshot occupies, where the node tells.
+func stored(s client.Snapshot) string {
+	if s.StoredBytes == 0 {
+		return ""
+	}
+	return bytesOf(s.StoredBytes)
 }
