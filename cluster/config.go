@@ -1,0 +1,119 @@
+package cluster
+
+import (
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"stillframe/fsm"
+)
+
+// Server is a member of the cluster: its id and the address that its Raft transport is reached at.
+type Server struct {
+	ID   fsm.NodeID
+	Addr string // host:port; may be empty for the node itself, which knows its own
+}
+
+// Config is what Open needs. ID, Dir and one of Addr and Stream are required; every zero duration or count has a default.
+type Config struct {
+	// ID is the node's own, kept by the caller from its first start on.
+	ID fsm.NodeID
+	// Dir holds the log, the votes and the snapshots. It is made when it is missing. One process at a time.
+	Dir string
+	// Addr is where to listen for other nodes over plain TCP, host:port with a host that others can reach; port 0 takes
+	// a free one. Not used with Stream.
+	Addr string
+	// Stream, where set, is the transport's listener and dialler in place of plain TCP. Shutdown closes it.
+	Stream raft.StreamLayer
+	// Voters are the members of a new cluster, the same list on every node and at every start: it is written when this
+	// node's log is empty and ignored after that. Empty: the node waits to be taken into a cluster.
+	Voters []Server
+	// Logger takes the node's and the library's messages; nil is slog.Default().
+	Logger *slog.Logger
+
+	// HeartbeatTimeout is how long a follower waits for its leader before it stands for election; ElectionTimeout how
+	// long an election may take; LeaseTimeout how long a leader serves without hearing from a majority.
+	HeartbeatTimeout, ElectionTimeout, LeaseTimeout time.Duration
+	// IOTimeout bounds one exchange between nodes.
+	IOTimeout time.Duration
+	// EnqueueTimeout bounds how long a proposal waits for the main loop to take it.
+	EnqueueTimeout time.Duration
+	// TickInterval is how often the leader looks whether time has made something due.
+	TickInterval time.Duration
+	// TransferTimeout bounds handing the leadership over at Shutdown; DrainTimeout waiting for open proposals there.
+	TransferTimeout, DrainTimeout time.Duration
+
+	// A snapshot of the state is taken when, at a check every SnapshotInterval or up to twice that, the log has grown by
+	// SnapshotThreshold entries; TrailingLogs entries are kept behind it for followers that lag.
+	SnapshotInterval                time.Duration
+	SnapshotThreshold, TrailingLogs uint64
+}
+
+const (
+	// keptSnapshots is how many snapshots stay on disk: the newest, and one before it should that be unreadable.
+	keptSnapshots = 2
+	// cachedLogs is how many entries are kept in memory for followers that are a little behind.
+	cachedLogs = 512
+	// lockTimeout is how long Open waits for another process to let go of the log.
+	lockTimeout = 2 * time.Second
+	// barrierTimeout bounds how long a new leader's barrier waits to be taken; it is retried while the term lasts.
+	barrierTimeout = 10 * time.Second
+	// retryPause is between attempts of what a term must get done.
+	retryPause = 200 * time.Millisecond
+)
+
+func (c Config) withDefaults() Config {
+	setDefault(&c.HeartbeatTimeout, 3*time.Second)
+	setDefault(&c.ElectionTimeout, 3*time.Second)
+	setDefault(&c.LeaseTimeout, 1500*time.Millisecond)
+	setDefault(&c.IOTimeout, 10*time.Second)
+	setDefault(&c.EnqueueTimeout, 5*time.Second)
+	setDefault(&c.TickInterval, time.Second)
+	setDefault(&c.TransferTimeout, 5*time.Second)
+	setDefault(&c.DrainTimeout, 3*time.Second)
+	setDefault(&c.SnapshotInterval, 2*time.Minute)
+	setDefault(&c.SnapshotThreshold, 8192)
+	setDefault(&c.TrailingLogs, 10240)
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c
+}
+
+func setDefault[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+func (c Config) validate() error {
+	switch {
+	case c.ID == "":
+		return errors.New("the node's id is missing")
+	case c.Dir == "":
+		return errors.New("the folder of the log is missing")
+	case c.Addr == "" && c.Stream == nil:
+		return errors.New("the address for other nodes is missing")
+	}
+	return nil
+}
+
+// raft gives the library's configuration.
+func (c Config) raft(notify chan<- bool) *raft.Config {
+	rc := raft.DefaultConfig()
+	rc.LocalID = raft.ServerID(c.ID)
+	rc.HeartbeatTimeout = c.HeartbeatTimeout
+	rc.ElectionTimeout = c.ElectionTimeout
+	rc.LeaderLeaseTimeout = c.LeaseTimeout
+	rc.SnapshotInterval = c.SnapshotInterval
+	rc.SnapshotThreshold = c.SnapshotThreshold
+	rc.TrailingLogs = c.TrailingLogs
+	rc.ShutdownOnRemove = true
+	rc.NotifyCh = notify
+	rc.NoLegacyTelemetry = true
+	rc.Logger = newRaftLogger(c.Logger)
+	return rc
+}

@@ -1,0 +1,129 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	"github.com/hashicorp/raft"
+
+	"stillframe/fsm"
+)
+
+// view is what readers see at one instant. It never changes but for changed, which is closed when the next one is there.
+type view struct {
+	state   *fsm.State
+	index   uint64 // every entry up to this one that touches the state is in it
+	changed chan struct{}
+}
+
+// machine is the library's view of the state machine. Its methods run on one goroutine of the library, except advance;
+// readers load the view.
+type machine struct {
+	view   atomic.Pointer[view]
+	broken atomic.Pointer[brokenError]
+	onFail func(error) // called once, on the library's goroutine: must not block
+}
+
+// applied is the response to one entry.
+type applied struct {
+	result fsm.Result
+	err    error
+}
+
+// brokenError is why the machine stopped.
+type brokenError struct{ err error }
+
+// errBroken says that an entry cannot be applied here and none after it will be.
+var errBroken = errors.New("the state machine has stopped")
+
+func newMachine(onFail func(error)) *machine {
+	m := &machine{onFail: onFail}
+	m.view.Store(&view{state: fsm.New(), changed: make(chan struct{})})
+	return m
+}
+
+var (
+	_ raft.FSM                = (*machine)(nil)
+	_ raft.ConfigurationStore = (*machine)(nil)
+)
+
+// Apply implements raft.FSM.
+func (m *machine) Apply(l *raft.Log) any {
+	if b := m.broken.Load(); b != nil {
+		return applied{err: b.err}
+	}
+	cmd, err := fsm.Decode(l.Data)
+	if err != nil {
+		b := &brokenError{fmt.Errorf("%w at log index %d: %w", errBroken, l.Index, err)}
+		m.broken.Store(b)
+		m.onFail(b.err)
+		return applied{err: b.err}
+	}
+	state, result := m.view.Load().state.Apply(cmd)
+	m.publish(state, l.Index)
+	return applied{result: result}
+}
+
+// StoreConfiguration implements raft.ConfigurationStore: entries about the membership count as applied, too.
+func (m *machine) StoreConfiguration(index uint64, _ raft.Configuration) {
+	if m.broken.Load() == nil {
+		m.advance(index)
+	}
+}
+
+// Snapshot implements raft.FSM. A machine that stopped gives none: it would stand for entries that it lacks.
+func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
+	if b := m.broken.Load(); b != nil {
+		return nil, b.err
+	}
+	return snapshot{m.view.Load().state}, nil
+}
+
+// Restore implements raft.FSM.
+func (m *machine) Restore(r io.ReadCloser) error {
+	defer func() { _ = r.Close() }()
+	if b := m.broken.Load(); b != nil {
+		return b.err
+	}
+	state, err := fsm.Read(r)
+	if err != nil {
+		return err
+	}
+	m.publish(state, 0)
+	return nil
+}
+
+// publish makes a state visible and wakes who waits for a change. The index never goes back. Only the library's goroutine
+// brings a new state; advance, which may run beside it, brings none and keeps the one that is there.
+func (m *machine) publish(state *fsm.State, index uint64) {
+	for {
+		old := m.view.Load()
+		next := &view{state: state, index: max(old.index, index), changed: make(chan struct{})}
+		if state == nil {
+			next.state = old.state
+		}
+		if m.view.CompareAndSwap(old, next) {
+			close(old.changed)
+			return
+		}
+	}
+}
+
+// advance notes that everything up to an index is applied, which a barrier has shown.
+func (m *machine) advance(index uint64) { m.publish(nil, index) }
+
+// snapshot is a state that never changes, so that persisting it needs no lock.
+type snapshot struct{ state *fsm.State }
+
+// Persist implements raft.FSMSnapshot.
+func (s snapshot) Persist(sink raft.SnapshotSink) error {
+	if _, err := s.state.WriteTo(sink); err != nil {
+		return errors.Join(err, sink.Cancel())
+	}
+	return sink.Close()
+}
+
+// Release implements raft.FSMSnapshot.
+func (snapshot) Release() {}

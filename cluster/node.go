@@ -1,0 +1,272 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
+
+	"stillframe/fsm"
+)
+
+// Node is one member of the cluster. All its methods may be called at once.
+type Node struct {
+	cfg     Config
+	log     *slog.Logger
+	machine *machine
+	raft    *raft.Raft
+	trans   transport
+	store   *raftboltdb.BoltStore
+
+	term atomic.Uint64 // the term in which this node is the leader and has passed its barrier; 0: none
+
+	gate     sync.Mutex // guards shut and, against it, the growth of calls
+	shut     bool       // no new calls into the library
+	calls    sync.WaitGroup
+	closing  chan struct{} // closed when shut is set
+	stopped  chan struct{} // closed when the library has stopped: what has no answer by then gets none
+	failed   chan struct{} // closed when the machine met an entry that it does not know
+	failure  error         // set before failed is closed
+	watching chan struct{} // closed when watch has ended
+	stopRaft func() error  // runs once: stops the library and waits for it
+	closeAll func() error  // runs once: stops everything
+}
+
+// Open starts a node on the log in cfg.Dir, after bootstrapping it where it is empty and cfg.Voters are given. It
+// returns before there is a leader: see WaitLeader. The caller ends it with Shutdown.
+func Open(cfg Config) (*Node, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("open cluster node: %w", err)
+	}
+	n, err := open(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("open cluster node in %s: %w", cfg.Dir, err)
+	}
+	return n, nil
+}
+
+func open(cfg Config) (_ *Node, err error) {
+	n := &Node{
+		cfg: cfg, log: cfg.Logger.With("node", string(cfg.ID)),
+		closing: make(chan struct{}), stopped: make(chan struct{}),
+		failed: make(chan struct{}), watching: make(chan struct{}),
+	}
+	n.machine = newMachine(n.fail)
+	n.stopRaft = sync.OnceValue(func() error {
+		defer close(n.stopped)
+		return errors.Join(n.raft.Shutdown().Error(), n.trans.Close())
+	})
+	n.closeAll = sync.OnceValue(n.close)
+	var undo []func() error
+	defer func() {
+		for i := len(undo) - 1; err != nil && i >= 0; i-- {
+			err = errors.Join(err, undo[i]())
+		}
+	}()
+	if err = os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	if n.store, err = openStore(filepath.Join(cfg.Dir, "raft.db")); err != nil {
+		return nil, err
+	}
+	undo = append(undo, n.store.Close)
+	snaps, err := raft.NewFileSnapshotStoreWithLogger(cfg.Dir, keptSnapshots, newRaftLogger(cfg.Logger))
+	if err != nil {
+		return nil, err
+	}
+	stream := cfg.Stream
+	if stream == nil {
+		if stream, err = ListenTCP(cfg.Addr); err != nil {
+			return nil, err
+		}
+	}
+	n.trans = newTransport(cfg, stream)
+	undo = append(undo, n.trans.Close)
+	logs, err := raft.NewLogCache(cachedLogs, n.store)
+	if err != nil {
+		return nil, err
+	}
+	notify := make(chan bool, 16)
+	rc := cfg.raft(notify)
+	if err = n.bootstrap(rc, logs, snaps); err != nil {
+		return nil, err
+	}
+	if n.raft, err = raft.NewRaft(rc, n.machine, logs, n.store, snaps, n.trans); err != nil {
+		return nil, err
+	}
+	go n.watch(notify)
+	n.campaignAlone()
+	return n, nil
+}
+
+func openStore(path string) (*raftboltdb.BoltStore, error) {
+	store, err := raftboltdb.New(raftboltdb.Options{
+		Path: path,
+		// Without a free list on disk a write is smaller; it is rebuilt when the file is opened.
+		BoltOptions: &bbolt.Options{Timeout: lockTimeout, NoFreelistSync: true},
+	})
+	if errors.Is(err, bbolterrors.ErrTimeout) {
+		return nil, fmt.Errorf("%s is in use by another process", path)
+	}
+	return store, err
+}
+
+// bootstrap writes the first membership into an empty log.
+func (n *Node) bootstrap(rc *raft.Config, logs raft.LogStore, snaps raft.SnapshotStore) error {
+	has, err := raft.HasExistingState(logs, n.store, snaps)
+	if err != nil || has || len(n.cfg.Voters) == 0 {
+		return err
+	}
+	var members raft.Configuration
+	for _, v := range n.cfg.Voters {
+		addr := raft.ServerAddress(v.Addr)
+		if v.ID == n.cfg.ID && addr == "" {
+			addr = n.trans.LocalAddr()
+		}
+		members.Servers = append(members.Servers, raft.Server{ID: raft.ServerID(v.ID), Address: addr})
+	}
+	n.log.Info("bootstrapping a new cluster", "voters", len(members.Servers))
+	return raft.BootstrapCluster(rc, logs, n.store, snaps, n.trans, members)
+}
+
+// campaignAlone saves a sole voter the wait for a leader that cannot be there.
+func (n *Node) campaignAlone() {
+	servers := n.raft.GetConfiguration().Configuration().Servers
+	if len(servers) != 1 || servers[0].ID != raft.ServerID(n.cfg.ID) {
+		return
+	}
+	if err := n.trans.campaign(servers[0].ID); err != nil {
+		n.log.Warn("the sole voter waits for its election timeout", "error", err)
+	}
+}
+
+// Addr is where this node listens for others.
+func (n *Node) Addr() string { return string(n.trans.LocalAddr()) }
+
+// Failed is closed when the node has met a log entry that it does not know, and has stopped: the process should say
+// Failure and exit. A newer version of the program is likely needed.
+func (n *Node) Failed() <-chan struct{} { return n.failed }
+
+// Failure says why Failed is closed; before that it is nil.
+func (n *Node) Failure() error {
+	select {
+	case <-n.failed:
+		return n.failure
+	default:
+		return nil
+	}
+}
+
+// fail is called by the machine, at most once.
+func (n *Node) fail(err error) {
+	n.log.Error("stopping: the log holds an entry that this program cannot apply", "error", err)
+	n.failure = err
+	close(n.failed)
+}
+
+// Shutdown stops the node: no new calls, leadership handed over where there is another voter, open calls ended, the
+// library stopped and the files closed. Repeating it waits for the first. The error is ctx's when that ended the wait;
+// the stop goes on.
+func (n *Node) Shutdown(ctx context.Context) error {
+	done := make(chan error, 1)
+	go func() { done <- n.closeAll() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("shut down cluster node: %w", ctx.Err())
+	}
+}
+
+// close is Shutdown's work, every part of it bounded but for a disk that hangs.
+func (n *Node) close() error {
+	n.handOver()
+	n.shutGate()
+	<-n.watching
+	n.drain()
+	if err := errors.Join(n.stopRaft(), n.store.Close()); err != nil {
+		return fmt.Errorf("shut down cluster node: %w", err)
+	}
+	return nil
+}
+
+// handOver gives the leadership to another voter, where this node has it and there is one.
+func (n *Node) handOver() {
+	if n.raft.State() != raft.Leader || n.otherVoters() == 0 || !n.enter() {
+		return
+	}
+	moved := make(chan error, 1)
+	go func() {
+		defer n.leave()
+		moved <- n.raft.LeadershipTransfer().Error()
+	}()
+	select {
+	case err := <-moved:
+		if err != nil {
+			n.log.Warn("leadership not handed over", "error", err)
+		}
+	case <-time.After(n.cfg.TransferTimeout):
+		n.log.Warn("leadership not handed over in time")
+	}
+}
+
+func (n *Node) otherVoters() int {
+	count := 0
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+		if s.Suffrage == raft.Voter && s.ID != raft.ServerID(n.cfg.ID) {
+			count++
+		}
+	}
+	return count
+}
+
+// enter takes part in the count of calls into the library; false once the node is shutting down.
+func (n *Node) enter() bool {
+	n.gate.Lock()
+	defer n.gate.Unlock()
+	if n.shut {
+		return false
+	}
+	n.calls.Add(1)
+	return true
+}
+
+func (n *Node) leave() { n.calls.Done() }
+
+func (n *Node) shutGate() {
+	n.gate.Lock()
+	defer n.gate.Unlock()
+	if !n.shut {
+		n.shut = true
+		close(n.closing)
+	}
+}
+
+// drain waits for open calls, so that none is left without an answer: the library drops what is between its log and its
+// state machine when it stops. A call that needs a majority which is not there ends with the library instead.
+func (n *Node) drain() {
+	drained := make(chan struct{})
+	go func() {
+		n.calls.Wait()
+		close(drained)
+	}()
+	select {
+	case <-drained:
+	case <-time.After(n.cfg.DrainTimeout):
+		n.log.Warn("shutting down with calls open")
+	}
+}
+
+// ID is the node's own id.
+func (n *Node) ID() fsm.NodeID { return n.cfg.ID }
