@@ -1,0 +1,150 @@
+package httpd
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"time"
+
+	"stillframe/fsm"
+)
+
+// Log is the replicated log as the handlers use it.
+type Log interface {
+	// Apply proposes a command and waits until it is applied. A refusal is an *fsm.Error. KindUnknown: it may or may not
+	// have been applied. KindUnavailable: certainly not.
+	Apply(ctx context.Context, cmd fsm.Command) (fsm.Result, error)
+	// State is the latest state that this node has applied.
+	State() *fsm.State
+	// WaitIntent waits until the intent is closed, or ctx ends (KindTimeout).
+	WaitIntent(ctx context.Context, id fsm.IntentID) (fsm.Intent, error)
+	// Linearizable is a state that holds everything acknowledged before the call.
+	Linearizable(ctx context.Context) (*fsm.State, error)
+}
+
+// Guests reaches the agent inside a running sandbox, wherever it runs. Failures that the agent reports are *GuestError;
+// an error that wraps ErrGuestUnreachable brought no answer, so what was asked may or may not have been done. An
+// *fsm.Error is answered as it is. The sandbox is known to exist and to be running when a call begins.
+type Guests interface {
+	Exec(ctx context.Context, id fsm.SandboxID, req ExecRequest) (ExecResult, error)
+	// ReadFile opens a part of a file; the caller closes it. An error of Read is a failure, never the end of the file.
+	ReadFile(ctx context.Context, id fsm.SandboxID, req ReadFileRequest) (io.ReadCloser, error)
+	// WriteFile replaces a file's contents in one step. A zero perm keeps the permissions of a file that is there.
+	WriteFile(ctx context.Context, id fsm.SandboxID, path string, perm fs.FileMode, contents io.Reader) error
+	Ls(ctx context.Context, id fsm.SandboxID, req LsRequest) ([]FileInfo, error)
+	Stat(ctx context.Context, id fsm.SandboxID, path string) (FileInfo, error)
+	Exists(ctx context.Context, id fsm.SandboxID, path string) (bool, error)
+	Mkdir(ctx context.Context, id fsm.SandboxID, req MkdirRequest) error
+	Delete(ctx context.Context, id fsm.SandboxID, req DeleteRequest) error
+	Move(ctx context.Context, id fsm.SandboxID, req TransferRequest) error
+	Copy(ctx context.Context, id fsm.SandboxID, req TransferRequest) error
+}
+
+// ErrGuestUnreachable is wrapped by errors of Guests that brought no answer.
+var ErrGuestUnreachable = errors.New("the sandbox's agent did not answer")
+
+// GuestCode says what kind of failure the agent met.
+type GuestCode string
+
+// The codes of GuestError. One that is not known counts as internal.
+const (
+	GuestNotFound     GuestCode = "not_found"
+	GuestIsDirectory  GuestCode = "is_directory"
+	GuestNotDirectory GuestCode = "not_directory"
+	GuestPermission   GuestCode = "permission"
+	GuestExists       GuestCode = "exists"
+	GuestInvalid      GuestCode = "invalid"
+	GuestTimeout      GuestCode = "timeout"
+	GuestInternal     GuestCode = "internal"
+)
+
+// GuestError is a failure inside a sandbox, as its agent tells it. The message is for the client.
+type GuestError struct {
+	Code    GuestCode
+	Message string
+}
+
+func (e *GuestError) Error() string { return e.Message }
+
+// ExecRequest is a shell command line to run.
+type ExecRequest struct {
+	Command   string
+	Cwd       string            // empty: the agent's default
+	Env       map[string]string // on top of the sandbox's
+	Timeout   time.Duration
+	MaxOutput int64 // bytes of stdout, and of stderr
+}
+
+// ExecResult is how a command ended.
+type ExecResult struct {
+	ExitCode        int // or 128 plus the number of the signal that ended it
+	TimedOut        bool
+	Stdout          []byte
+	Stderr          []byte
+	StdoutTruncated bool
+	StderrTruncated bool
+}
+
+// ReadFileRequest selects a part of a file, by bytes or by lines; nil is not asked for.
+type ReadFileRequest struct {
+	Path                      string
+	Offset, Limit, Head, Tail *uint64
+}
+
+// LsRequest lists a directory. Exclude holds glob patterns.
+type LsRequest struct {
+	Path      string
+	Recursive bool
+	Exclude   []string
+}
+
+// MkdirRequest makes a directory; Permissions is octal, empty for the agent's default.
+type MkdirRequest struct {
+	Path        string
+	Recursive   bool
+	Permissions string
+}
+
+// DeleteRequest removes what is at a path.
+type DeleteRequest struct {
+	Path      string
+	Recursive bool
+}
+
+// TransferRequest is a move or a copy; Recursive is for copies.
+type TransferRequest struct {
+	Src, Dst             string
+	Recursive, Overwrite bool
+}
+
+// FileInfo describes a file; a symbolic link is not followed. It is also the answer's JSON.
+type FileInfo struct {
+	Name       string `json:"name"`
+	Path       string `json:"path"`
+	IsDir      bool   `json:"is_dir"`
+	Size       int64  `json:"size"`  // bytes
+	Mode       string `json:"mode"`  // octal, e.g. "755"
+	MTime      int64  `json:"mtime"` // Unix seconds
+	Owner      string `json:"owner"`
+	Group      string `json:"group"`
+	IsSymlink  bool   `json:"is_symlink"`
+	LinkTarget string `json:"link_target,omitempty"`
+}
+
+// NodeStatus is what a node tells of itself at GET /v1/node.
+type NodeStatus struct {
+	ID          fsm.NodeID `json:"id"`
+	Name        string     `json:"name"`
+	Version     string     `json:"version"` // of this program
+	VMM         VMMStatus  `json:"vmm"`
+	CloneMethod string     `json:"clone_method"` // "reflink" or "copy"
+}
+
+// VMMStatus says which virtual machine monitor a node uses.
+type VMMStatus struct {
+	Kind    string `json:"kind"` // e.g. "cloud-hypervisor", "stillframe-devvmm"
+	Binary  string `json:"binary"`
+	Version string `json:"version"` // as the VMM reports it
+	Reason  string `json:"reason"`  // why this one was chosen
+}

@@ -1,0 +1,168 @@
+package httpd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/valyala/fasthttp"
+)
+
+// Server serves the API and, where configured, the administration socket.
+type Server struct {
+	cfg     Config
+	log     Log
+	guests  Guests
+	logger  *slog.Logger
+	metrics *metrics
+	api     *fiber.App
+	admin   *fiber.App
+
+	mu        sync.Mutex // guards what follows
+	listeners []net.Listener
+	serving   sync.WaitGroup
+	failed    chan error // the first failure to serve
+
+	base   context.Context // parent of every request's context
+	cancel context.CancelFunc
+}
+
+// New makes a server; nothing listens yet.
+func New(cfg Config) (*Server, error) {
+	if cfg.Log == nil || cfg.Guests == nil {
+		return nil, errors.New("httpd: Log and Guests are required")
+	}
+	cfg = cfg.withDefaults()
+	m, err := newMetrics(cfg.Registry)
+	if err != nil {
+		return nil, fmt.Errorf("httpd: %w", err)
+	}
+	s := &Server{cfg: cfg, log: cfg.Log, guests: cfg.Guests, logger: cfg.Logger, metrics: m, failed: make(chan error, 1)}
+	s.base, s.cancel = context.WithCancel(context.Background())
+	s.api = s.newApp(s.apiRoutes())
+	s.admin = s.newApp(s.adminRoutes())
+	return s, nil
+}
+
+// newApp makes a Fiber application that serves a table of routes.
+func (s *Server) newApp(routes []route) *fiber.App {
+	l := s.cfg.Limits
+	app := fiber.New(fiber.Config{
+		Immutable:                    true, // see the package comment
+		CaseSensitive:                true,
+		StrictRouting:                false, // a path works with and without its trailing slash
+		BodyLimit:                    l.Body,
+		ReadBufferSize:               l.Header,
+		ReadTimeout:                  l.HeaderTimeout,
+		WriteTimeout:                 l.WriteTimeout,
+		IdleTimeout:                  l.IdleTimeout,
+		DisableStartupMessage:        true,
+		DisablePreParseMultipartForm: true, // no call takes a form; parsing one would write files to disk
+		ErrorHandler:                 s.unrouted,
+	})
+	for _, r := range routes {
+		app.Add(r.method, fiberPath(r.path), s.handle(r))
+		if r.method == fiber.MethodGet {
+			app.Add(fiber.MethodHead, fiberPath(r.path), s.handle(r))
+		}
+	}
+	server := app.Server()
+	// ReadTimeout counts from the first byte; once the headers are there, the body gets a time of its own.
+	server.HeaderReceived = func(*fasthttp.RequestHeader) fasthttp.RequestConfig {
+		return fasthttp.RequestConfig{ReadTimeout: l.BodyTimeout}
+	}
+	serve := app.Handler()
+	server.Handler = func(ctx *fasthttp.RequestCtx) {
+		if !knownMethod(app, string(ctx.Method())) {
+			s.unknownMethod(ctx, app)
+			return
+		}
+		serve(ctx)
+	}
+	return app
+}
+
+// Listen binds the API's address and the administration socket and serves them until Shutdown. It returns once both are
+// bound. When ctx ends, calls that wait end too; the sockets stay until Shutdown.
+func (s *Server) Listen(ctx context.Context) error {
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "tcp", s.cfg.Addr)
+	if err != nil {
+		return fmt.Errorf("httpd: %w", err)
+	}
+	if s.cfg.AdminSocket != "" {
+		admin, err := listenUnix(ctx, s.cfg.AdminSocket)
+		if err != nil {
+			_ = ln.Close()
+			return fmt.Errorf("httpd: administration socket: %w", err)
+		}
+		s.serve(s.admin, admin)
+	}
+	s.serve(s.api, ln)
+	context.AfterFunc(ctx, s.cancel)
+	return nil
+}
+
+// serve owns a listener from here on.
+func (s *Server) serve(app *fiber.App, ln net.Listener) {
+	s.mu.Lock()
+	s.listeners = append(s.listeners, ln)
+	s.mu.Unlock()
+	s.serving.Go(func() {
+		if err := app.Listener(lingerListener{ln}); err != nil {
+			select {
+			case s.failed <- fmt.Errorf("httpd: serve %s: %w", ln.Addr(), err):
+			default:
+			}
+		}
+	})
+}
+
+// Addr is the API's bound address, after Listen.
+func (s *Server) Addr() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, ln := range s.listeners {
+		if ln.Addr().Network() == "tcp" {
+			return ln.Addr().String()
+		}
+	}
+	return ""
+}
+
+// Failed gives the first failure to serve a socket.
+func (s *Server) Failed() <-chan error { return s.failed }
+
+// answerTime is what calls that still wait are given to answer when a shutdown runs out of time.
+const answerTime = 2 * time.Second
+
+// Shutdown stops accepting, lets the calls under way end, and shortly before ctx's deadline ends the waits of those that
+// do not: they are answered with what state things are in.
+func (s *Server) Shutdown(ctx context.Context) error {
+	hurry := time.Duration(0)
+	if deadline, ok := ctx.Deadline(); ok {
+		hurry = max(time.Until(deadline)-answerTime, 0)
+	} else {
+		hurry = s.cfg.Limits.Wait
+	}
+	timer := time.AfterFunc(hurry, s.cancel)
+	defer timer.Stop()
+	defer s.cancel()
+
+	err := errors.Join(s.admin.ShutdownWithContext(ctx), s.api.ShutdownWithContext(ctx))
+	s.mu.Lock()
+	for _, ln := range s.listeners {
+		_ = ln.Close() // once more, for a server that had not begun to serve it
+	}
+	s.mu.Unlock()
+	s.serving.Wait()
+	if err != nil {
+		return fmt.Errorf("httpd: shut down: %w", err)
+	}
+	return nil
+}
