@@ -112,25 +112,3 @@ func (c *Capture) close() error {
 	c.src, c.dst = nil, nil
 	return err
 }
-
-// choose takes the best way that works here.
-func (c *Capture) choose() error {
-	switch c.req.Method {
-	case "", MethodReflink:
-		c.way, c.report.Method = &plain{c}, MethodReflink
-	default:
-		c.way, c.report.Method = &plain{c}, MethodCopy
-	}
-	return nil
-}
-
-// plain leaves everything to the pause.
-type plain struct{ *Capture }
-
-func (p *plain) begin(context.Context) (Stats, error) { return Stats{}, nil }
-
-func (p *plain) freeze(ctx context.Context) (Stats, error) {
-	stats, err := p.files.fill(ctx, p.src, p.dst)
-	p.report.Method = stats.Method
-	return stats, err
-}

@@ -11,8 +11,9 @@ import (
 // extent is a run of a file's bytes and where on the filesystem they lie.
 type extent struct {
 	run
-	physical int64 // in bytes from the filesystem's own origin
-	shared   bool  // other files refer to the same blocks
+	physical  int64 // in bytes from the filesystem's own origin
+	shared    bool  // other files refer to the same blocks
+	unwritten bool  // reserved, reads as zeros
 	// fixed says that physical names these very bytes: the extent is written, not compressed, not kept inside the inode,
 	// not waiting for its place.
 	fixed bool
@@ -21,6 +22,7 @@ type extent struct {
 // From include/uapi/linux/fiemap.h.
 const (
 	fiemapIoctl     = 0xC020660B // FS_IOC_FIEMAP
+	fiemapSync      = 0x0001     // FIEMAP_FLAG_SYNC: write dirty pages back first
 	fiemapBatch     = 4096
 	fiemapLast      = 0x0001
 	fiemapUnwritten = 0x0800
@@ -47,8 +49,8 @@ type fiemap struct {
 	extents [fiemapBatch]fiemapExtent
 }
 
-// extents gives the filesystem's map of a file, in order, without what is only reserved or still dirty: the caller
-// flushes first. Where a filesystem has no such map, the error is ErrUnsupported.
+// extents writes the file's dirty pages back and gives the filesystem's map of it, in order. What is written while it
+// works may or may not be in the map. Where a filesystem has no such map, the error is ErrUnsupported.
 func (f *Files) extents(file *os.File) ([]extent, error) {
 	if err := f.check(OpMap, file.Name()); err != nil {
 		return nil, wrap(err, OpMap, file.Name())
@@ -56,7 +58,7 @@ func (f *Files) extents(file *os.File) ([]extent, error) {
 	var out []extent
 	arg := new(fiemap)
 	for start := uint64(0); ; {
-		arg.fiemapHeader = fiemapHeader{start: start, length: ^uint64(0) - start, extentCount: fiemapBatch}
+		arg.fiemapHeader = fiemapHeader{start: start, length: ^uint64(0) - start, flags: fiemapSync, extentCount: fiemapBatch}
 		err := retry(func() error {
 			_, _, errno := unix.Syscall(unix.SYS_IOCTL, file.Fd(), fiemapIoctl, uintptr(unsafe.Pointer(arg)))
 			if errno != 0 {
@@ -72,10 +74,11 @@ func (f *Files) extents(file *os.File) ([]extent, error) {
 		}
 		for _, e := range arg.extents[:arg.mapped] {
 			out = append(out, extent{
-				run:      run{int64(e.logical), int64(e.length)},
-				physical: int64(e.physical),
-				shared:   e.flags&fiemapShared != 0,
-				fixed:    e.flags&fiemapUnfixed == 0,
+				run:       run{int64(e.logical), int64(e.length)},
+				physical:  int64(e.physical),
+				shared:    e.flags&fiemapShared != 0,
+				fixed:     e.flags&fiemapUnfixed == 0,
+				unwritten: e.flags&fiemapUnwritten != 0,
 			})
 			start = e.logical + e.length
 			if e.flags&fiemapLast != 0 {

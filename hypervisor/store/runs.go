@@ -107,13 +107,13 @@ func sized(b *[]byte, n int64) []byte {
 // eachRun calls do for every run, on all processors, until one call fails or ctx ends.
 func eachRun(ctx context.Context, runs []run, do func(i int, r run, buf *buffers) error) error {
 	workers := min(runtime.GOMAXPROCS(0), len(runs))
-	group, ctx := errgroup.WithContext(ctx)
+	group, within := errgroup.WithContext(ctx)
 	var next atomic.Int64
 	for range workers {
 		group.Go(func() error {
 			var buf buffers
 			for {
-				if err := ctx.Err(); err != nil {
+				if err := within.Err(); err != nil {
 					return err
 				}
 				i := int(next.Add(1)) - 1

@@ -1,0 +1,160 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+var methods = []Method{
+	MethodReflink, MethodReflinkFlush, MethodReflinkAhead, MethodCopy, MethodCopyCompare, MethodCopySoftDirty,
+}
+
+// available says which methods a filesystem must offer. Soft-dirty bits depend on the kernel.
+func available(kind string, method Method) bool {
+	switch method {
+	case MethodReflinkAhead:
+		return kind == "xfs"
+	case MethodReflink, MethodReflinkFlush:
+		return kind == "xfs" || kind == "btrfs"
+	case MethodCopySoftDirty:
+		ok, _ := SoftDirtyAvailable()
+		return ok
+	default:
+		return true
+	}
+}
+
+// TestCaptureEqualsTheFreeze dirties a file by another process while it is captured again and again, by every method on
+// every filesystem, and compares each captured file with the source as it was while the process stood still.
+func TestCaptureEqualsTheFreeze(t *testing.T) {
+	eachFilesystem(t, func(t *testing.T, kind, dir string) {
+		for _, method := range methods {
+			t.Run(string(method), func(t *testing.T) {
+				if available(kind, method) {
+					captureRounds(t, dir, method, 40)
+				} else {
+					refused(t, dir, method)
+				}
+			})
+		}
+	})
+}
+
+// TestSoftDirtyIsThere fails in the machine whose kernel must have soft-dirty bits when they are not found.
+func TestSoftDirtyIsThere(t *testing.T) {
+	ok, reason := SoftDirtyAvailable()
+	if os.Getenv(envExpect) != "" && !ok {
+		t.Fatal("this kernel must have soft-dirty bits: ", reason)
+	}
+	if !ok && reason == "" {
+		t.Fatal("no reason given")
+	}
+	t.Logf("soft-dirty bits: %t %s", ok, reason)
+}
+
+func refused(t *testing.T, dir string, method Method) {
+	src := filepath.Join(dir, "ram")
+	scatter(t, src, 1, 1<<20, 10)
+	_, err := New().Begin(t.Context(), Request{Source: src, Dest: src + ".copy", Mapped: true, Method: method})
+	if !errors.Is(err, ErrUnsupported) {
+		t.Fatalf("got %v, want ErrUnsupported", err)
+	}
+	leftovers(t, dir, "ram")
+	if err := os.Remove(src); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// captureRounds makes n captures of files that a process writes to, in ways that vary with the seed.
+func captureRounds(t *testing.T, dir string, method Method, n int) {
+	seed := uint64(time.Now().UnixNano())
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for first := 0; first < n; first += 10 {
+		size := int64(1+rng.IntN(16)) << 20
+		o := order{
+			path: filepath.Join(dir, "ram"), seed: rng.Uint64(), hot: rng.IntN(2) == 0,
+			mib: []int{0, 20, 100}[rng.IntN(3)], punch: rng.IntN(2) == 0, calls: first == 0 && method != MethodCopySoftDirty,
+		}
+		name := fmt.Sprintf("seed %d, rounds from %d, %d bytes, writer %v", seed, first, size, o)
+		scatter(t, o.path, o.seed, size, rng.IntN(int(size/pageSize)))
+		w := startWriter(t, o)
+		for range 10 {
+			captureOnce(t, w, o, method, dir, name)
+		}
+		w.kill()
+		leftovers(t, dir, "ram")
+		if err := os.Remove(o.path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func captureOnce(t *testing.T, w *writer, o order, method Method, dir, name string) {
+	t.Helper()
+	f, ctx := New(), t.Context()
+	dest := filepath.Join(dir, "copy")
+	c, err := f.Begin(ctx, Request{Source: o.path, Dest: dest, Mapped: !o.calls, Method: method})
+	if err != nil {
+		t.Fatal(name, err)
+	}
+	defer func() { _ = c.Abort() }()
+	w.stop()
+	_, err = c.Freeze(ctx)
+	want := read(t, o.path)
+	w.cont()
+	if err != nil {
+		t.Fatal(name, err)
+	}
+	report, err := c.Finish(ctx)
+	if err != nil {
+		t.Fatal(name, err)
+	}
+	samePages(t, want, read(t, dest), name)
+	digest, err := f.Digest(ctx, dest)
+	if err != nil || digest != report.Digest {
+		t.Fatalf("%s: digest %s, %v, report %s", name, digest, err, report.Digest)
+	}
+	if report.Method != method {
+		if method != MethodCopySoftDirty || report.Method != MethodCopyCompare || report.Reason == "" {
+			t.Fatalf("%s: taken %s: %s", name, report.Method, report.Reason)
+		}
+		t.Log(report.Reason)
+	}
+	if err := os.Remove(dest); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestChosenMethod takes what the filesystem offers without being told.
+func TestChosenMethod(t *testing.T) {
+	eachFilesystem(t, func(t *testing.T, kind, dir string) {
+		src := filepath.Join(dir, "ram")
+		scatter(t, src, 3, 8<<20, 500)
+		startWriter(t, order{path: src, seed: 4, mib: 20})
+		for _, mapped := range []bool{true, false} {
+			want := map[string]Method{"xfs": MethodReflinkAhead, "btrfs": MethodReflinkFlush}[kind]
+			if want == "" {
+				want = MethodCopyCompare
+				if ok, _ := SoftDirtyAvailable(); ok && mapped {
+					want = MethodCopySoftDirty
+				}
+			}
+			c, err := New().Begin(t.Context(), Request{Source: src, Dest: filepath.Join(dir, "copy"), Mapped: mapped})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.report.Method != want {
+				t.Errorf("mapped %t: took %s (%s), want %s", mapped, c.report.Method, c.report.Reason, want)
+			}
+			if err := c.Abort(); err != nil {
+				t.Fatal(err)
+			}
+			leftovers(t, dir, "ram")
+		}
+	})
+}
