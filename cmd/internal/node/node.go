@@ -1,0 +1,333 @@
+// Package node assembles the rooms into one running node: the replicated log, the owner of this host's virtual machines
+// and the API in front of them. It is the only place that knows all of them; the rooms do not know each other beyond what
+// their package comments say. It may import every room and is imported by commands only.
+//
+// # Invariants
+//
+//   - The API serves nothing before the log has caught up and the owner has taken up the VMs of an earlier run.
+//   - Stopping goes against the flow: first the API, then the owner, then the log. VMs go on running.
+//   - One process at a time uses a data folder.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sys/unix"
+
+	"stillframe/cluster"
+	"stillframe/fsm"
+	"stillframe/httpd"
+	"stillframe/hypervisor"
+	"stillframe/hypervisor/vmm"
+)
+
+// Config says where a node keeps its data and where it listens. DataDir and Listen are required.
+type Config struct {
+	DataDir    string // made if missing
+	Listen     string // host:port of the API
+	RaftListen string // host:port for the log; empty: an ephemeral port of the loopback interface
+	Name       string // empty: the host's name
+	Images     string // images folder; empty: see hypervisor.FindImages
+	KernelArgs string // added to every guest kernel's command line
+	Overcommit hypervisor.Overcommit
+	Version    string
+	Logger     *slog.Logger
+}
+
+// Node is a running node.
+type Node struct {
+	cfg      Config
+	id       fsm.NodeID
+	lock     *os.File
+	log      *cluster.Node
+	owner    *hypervisor.Owner
+	api      *httpd.Server
+	choice   vmm.Choice
+	serving  atomic.Bool
+	registry *prometheus.Registry
+
+	stopOwner context.CancelFunc
+	ownerDone chan error
+}
+
+// soloTimeout is the election timeout of a cluster of one.
+const soloTimeout = 200 * time.Millisecond
+
+// startPatience bounds how long a start waits for the log to be writable.
+const startPatience = 60 * time.Second
+
+// Start brings a node up and returns when its API answers. Stop it with Stop.
+func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
+	if cfg.Overcommit == (hypervisor.Overcommit{}) {
+		cfg.Overcommit = hypervisor.DefaultOvercommit
+	}
+	if cfg.DataDir, err = filepath.Abs(cfg.DataDir); err != nil {
+		return nil, err
+	}
+	n := &Node{cfg: cfg, registry: prometheus.NewRegistry()}
+	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	defer func() {
+		if err != nil {
+			stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+			defer cancel()
+			err = errors.Join(err, n.Stop(stopCtx))
+		}
+	}()
+	if err := n.claimFolder(); err != nil {
+		return nil, err
+	}
+	images, err := n.loadImages()
+	if err != nil {
+		return nil, err
+	}
+	if n.choice, err = vmm.Detect(ctx, os.Getenv); err != nil {
+		return nil, err
+	}
+	cfg.Logger.Info("VMM chosen", "kind", n.choice.Kind, "binary", n.choice.Binary, "version", n.choice.Version,
+		"reason", n.choice.Reason)
+	if err := n.openLog(ctx); err != nil {
+		return nil, err
+	}
+	if err := n.startOwner(ctx, images); err != nil {
+		return nil, err
+	}
+	return n, n.startAPI(ctx)
+}
+
+// claimFolder makes the data folder and keeps other daemons out of it; the lock goes with the process.
+func (n *Node) claimFolder() error {
+	if err := os.MkdirAll(n.cfg.DataDir, 0o700); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(n.cfg.DataDir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	n.lock = f
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits
+		return fmt.Errorf("data folder %s is in use by another stillframe process: %w", n.cfg.DataDir, err)
+	}
+	n.id, err = nodeID(filepath.Join(n.cfg.DataDir, "node-id"))
+	return err
+}
+
+// nodeID reads the node's identity, or makes it at the first start. It is never the address, which may change.
+func nodeID(path string) (fsm.NodeID, error) {
+	raw, err := os.ReadFile(path) //nolint:gosec // in the data folder
+	if err == nil {
+		id, err := uuid.ParseBytes(raw)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", path, err)
+		}
+		return fsm.NodeID(id.String()), nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	id := uuid.NewString()
+	tmp := path + ".tmp"
+	if err := os.WriteFile(tmp, []byte(id), 0o600); err != nil {
+		return "", err
+	}
+	return fsm.NodeID(id), os.Rename(tmp, path)
+}
+
+func (n *Node) loadImages() (*hypervisor.Images, error) {
+	dir, err := hypervisor.FindImages(n.cfg.Images)
+	if err != nil {
+		return nil, err
+	}
+	return hypervisor.LoadImages(dir)
+}
+
+// openLog opens the replicated log and waits until it can be written to, then describes this node and its templates.
+func (n *Node) openLog(ctx context.Context) (err error) {
+	addr := n.cfg.RaftListen
+	if addr == "" {
+		addr = "127.0.0.1:0"
+	}
+	n.log, err = cluster.Open(cluster.Config{
+		ID: n.id, Dir: filepath.Join(n.cfg.DataDir, "raft"), Addr: addr, Logger: n.cfg.Logger,
+		Voters: []cluster.Server{{ID: n.id}},
+		// A single voter waits for nobody: long timeouts would only make its start slow.
+		HeartbeatTimeout: soloTimeout, ElectionTimeout: soloTimeout, LeaseTimeout: soloTimeout,
+	})
+	if err != nil {
+		return fmt.Errorf("open the log: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	return n.log.WaitLeader(ctx)
+}
+
+func (n *Node) startOwner(ctx context.Context, images *hypervisor.Images) (err error) {
+	n.owner, err = hypervisor.New(hypervisor.Config{
+		Node: n.id, DataDir: n.cfg.DataDir, Images: images, VMM: n.choice, KernelArgs: n.cfg.KernelArgs,
+		Log: n.log, NewIntentID: cluster.NewIntentID, Logger: n.cfg.Logger, Metrics: n.registry,
+	})
+	if err != nil {
+		return err
+	}
+	if err := n.register(ctx, images); err != nil {
+		return err
+	}
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	n.stopOwner, n.ownerDone = cancel, make(chan error, 1)
+	go func() { n.ownerDone <- n.owner.Run(run) }()
+	select {
+	case <-n.owner.Ready():
+		return nil
+	case err := <-n.ownerDone:
+		n.ownerDone <- err
+		return fmt.Errorf("the owner ended: %w", err)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// register writes into the log what this node is and which templates it brings.
+func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
+	capacity, err := hypervisor.MeasureCapacity(n.cfg.DataDir, n.cfg.Overcommit)
+	if err != nil {
+		return err
+	}
+	fingerprint, err := vmm.CPUFingerprint(n.choice)
+	if err != nil {
+		return err
+	}
+	name := n.cfg.Name
+	if name == "" {
+		if name, err = os.Hostname(); err != nil {
+			return err
+		}
+	}
+	now := fsm.At(time.Now())
+	commands := []fsm.Command{fsm.RegisterNode{Now: now, Node: fsm.Node{
+		ID: n.id, Name: name, APIAddr: n.cfg.Listen, Capacity: capacity, VMM: string(n.choice.Kind),
+		VMMVersion: n.choice.Version, CPUFingerprint: fingerprint, CloneMethod: n.owner.CloneMethod(), RegisteredAt: now,
+	}}}
+	for _, t := range images.Templates {
+		known, ok := n.log.State().TemplateByName("", t.Name)
+		if ok && known.Digest == t.Digest {
+			continue
+		}
+		commands = append(commands, fsm.PutTemplate{Now: now, Template: fsm.Template{
+			ID: cluster.NewTemplateID(), Name: t.Name, Digest: t.Digest, CreatedAt: now,
+		}})
+	}
+	for _, c := range commands {
+		if _, err := n.log.Apply(ctx, c); err != nil {
+			return fmt.Errorf("register this node: %w", err)
+		}
+	}
+	return nil
+}
+
+func (n *Node) startAPI(ctx context.Context) (err error) {
+	n.api, err = httpd.New(httpd.Config{
+		Addr: n.cfg.Listen, AdminSocket: n.AdminSocket(), Log: n.log, Guests: guests{n.owner}, Ready: n.ready,
+		NodeStatus: n.Status, Registry: n.registry, Logger: n.cfg.Logger, Version: n.cfg.Version,
+	})
+	if err != nil {
+		return err
+	}
+	// The API outlives the context of the start.
+	if err := n.api.Listen(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	n.serving.Store(true)
+	n.cfg.Logger.Info("serving", "url", n.URL(), "node", n.id)
+	return nil
+}
+
+func (n *Node) ready() error {
+	if !n.serving.Load() {
+		return errors.New("the node is starting or stopping")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	_, err := n.log.Linearizable(ctx)
+	return err
+}
+
+// Status is what the node tells of itself.
+func (n *Node) Status() httpd.NodeStatus {
+	self, _ := n.log.State().Node(n.id)
+	return httpd.NodeStatus{
+		ID: n.id, Name: self.Name, Version: n.cfg.Version, CloneMethod: n.owner.CloneMethod(),
+		VMM: httpd.VMMStatus{
+			Kind: string(n.choice.Kind), Binary: n.choice.Binary, Version: n.choice.Version, Reason: n.choice.Reason,
+		},
+	}
+}
+
+// AdminSocket is the path of the socket through which organizations and keys are managed.
+func (n *Node) AdminSocket() string { return filepath.Join(n.cfg.DataDir, "admin.sock") }
+
+// URL is the base URL of the API, with an address that a client on this machine can use.
+func (n *Node) URL() string {
+	host, port, err := net.SplitHostPort(n.api.Addr())
+	if err != nil {
+		return "http://" + n.api.Addr()
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return "http://" + net.JoinHostPort(host, port)
+}
+
+// Log is the node's replicated log.
+func (n *Node) Log() *cluster.Node { return n.log }
+
+// Owner is the node's owner of virtual machines.
+func (n *Node) Owner() *hypervisor.Owner { return n.owner }
+
+// ID is the node's identity.
+func (n *Node) ID() fsm.NodeID { return n.id }
+
+// Failed gives the first failure after which the node cannot go on serving.
+func (n *Node) Failed(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-n.api.Failed():
+		return err
+	case <-n.log.Failed():
+		return fmt.Errorf("the log: %w", n.log.Failure())
+	case err := <-n.ownerDone:
+		n.ownerDone <- err
+		return fmt.Errorf("the owner ended: %w", err)
+	}
+}
+
+// Stop ends the node: calls under way are answered, intents under way are finished or left to the next start. VMs go on
+// running. It may be called on a node whose start failed half way.
+func (n *Node) Stop(ctx context.Context) error {
+	n.serving.Store(false)
+	var errs []error
+	if n.api != nil {
+		errs = append(errs, n.api.Shutdown(ctx))
+	}
+	if n.stopOwner != nil {
+		n.stopOwner()
+		errs = append(errs, <-n.ownerDone)
+	}
+	if n.log != nil {
+		errs = append(errs, n.log.Shutdown(ctx))
+	}
+	if n.lock != nil {
+		errs = append(errs, n.lock.Close())
+	}
+	return errors.Join(errs...)
+}

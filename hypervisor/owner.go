@@ -1,0 +1,299 @@
+package hypervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"stillframe/fsm"
+	"stillframe/hypervisor/store"
+	"stillframe/hypervisor/vmm"
+)
+
+// Log is the replicated log as the owner sees it. Apply's errors are those of package cluster: nil is done, KindUnknown
+// may or may not have been applied, KindUnavailable has certainly not, everything else is the state machine's refusal.
+type Log interface {
+	Apply(context.Context, fsm.Command) (fsm.Result, error)
+	State() *fsm.State
+	Changed() <-chan struct{}
+}
+
+// Config is what an Owner needs. Every field without a default named here is required.
+type Config struct {
+	Node       fsm.NodeID
+	DataDir    string // absolute; holds sandboxes/ and snapshots/
+	Images     *Images
+	VMM        vmm.Choice
+	KernelArgs string // added to the guest kernel's command line; may be empty
+	Log        Log
+	// NewIntentID makes the id of an intent that an outcome opens.
+	NewIntentID func() fsm.IntentID
+	Logger      *slog.Logger
+	Metrics     prometheus.Registerer
+	// Deadline bounds one intent from its first step to its last; 0 means two minutes.
+	Deadline time.Duration
+	// Grace is how long Run lets intents under way finish after its context ended; 0 means 20 seconds.
+	Grace time.Duration
+}
+
+// Owner carries out this node's intents. Make one with New, then call Run once.
+type Owner struct {
+	cfg     Config
+	log     *slog.Logger
+	files   *store.Files
+	metrics *metrics
+	method  store.Method // what the data folder's filesystem can do, probed at New
+
+	mu       sync.Mutex
+	machines map[fsm.SandboxID]*machine
+	busy     map[fsm.IntentID]bool
+	stopping bool
+
+	workers sync.WaitGroup
+	ready   chan struct{} // closed once the node's VMs are taken up again
+}
+
+// New prepares the data folder and probes its filesystem. It touches no VM: that is Run's work.
+func New(cfg Config) (*Owner, error) {
+	if cfg.Deadline == 0 {
+		cfg.Deadline = 2 * time.Minute
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = 20 * time.Second
+	}
+	o := &Owner{
+		cfg:      cfg,
+		log:      cfg.Logger.With("room", "hypervisor"),
+		files:    store.New(),
+		metrics:  newMetrics(cfg.Metrics),
+		machines: map[fsm.SandboxID]*machine{},
+		busy:     map[fsm.IntentID]bool{},
+		ready:    make(chan struct{}),
+	}
+	for _, d := range []string{o.sandboxesDir(), o.snapshotsDir()} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	if o.method, err = o.files.Probe(o.sandboxesDir()); err != nil {
+		return nil, fmt.Errorf("probe the data folder's filesystem: %w", err)
+	}
+	o.log.Info("data folder probed", "folder", cfg.DataDir, "clone_method", o.method)
+	return o, nil
+}
+
+// CloneMethod tells how memory and disk are kept on this data folder: "reflink" or "copy".
+func (o *Owner) CloneMethod() string { return string(o.method) }
+
+// Ready is closed once the VMs of an earlier run have been taken up again and intents are being carried out.
+func (o *Owner) Ready() <-chan struct{} { return o.ready }
+
+func (o *Owner) sandboxesDir() string { return filepath.Join(o.cfg.DataDir, "sandboxes") }
+func (o *Owner) snapshotsDir() string { return filepath.Join(o.cfg.DataDir, "snapshots") }
+
+func (o *Owner) sandboxDir(id fsm.SandboxID) string {
+	return filepath.Join(o.sandboxesDir(), string(id))
+}
+
+func (o *Owner) snapshotDir(id fsm.SnapshotID) string {
+	return filepath.Join(o.snapshotsDir(), string(id))
+}
+
+// Run takes up the VMs of an earlier run and then carries out intents until ctx ends. The log's local state must have
+// caught up before Run is called, or VMs of sandboxes not yet known here would be taken for leftovers. Run returns when
+// every goroutine it started has ended; VMs go on running.
+func (o *Owner) Run(ctx context.Context) error {
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	if err := o.takeUp(work); err != nil {
+		return fmt.Errorf("take up the node's VMs: %w", err)
+	}
+	close(o.ready)
+	for {
+		// The channel is taken before the state is read: a change in between wakes the loop once too often, never
+		// once too seldom.
+		changed := o.cfg.Log.Changed()
+		o.startOpenIntents(work)
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			o.windDown(cancel)
+			return nil
+		}
+	}
+}
+
+// windDown lets intents under way finish for a while, then cuts them off: what they leave is what a crash would leave,
+// and the next start deals with it.
+func (o *Owner) windDown(cut context.CancelFunc) {
+	o.mu.Lock()
+	o.stopping = true
+	for _, m := range o.machines {
+		m.detach()
+	}
+	o.mu.Unlock()
+	done := make(chan struct{})
+	go func() { o.workers.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(o.cfg.Grace):
+		o.log.Warn("intents still under way at shutdown; they are taken up at the next start")
+		cut()
+		<-done
+	}
+	cut()
+}
+
+// startOpenIntents gives every open intent of this node that is not under way a goroutine.
+func (o *Owner) startOpenIntents(ctx context.Context) {
+	for _, in := range o.cfg.Log.State().OpenIntents(o.cfg.Node) {
+		o.mu.Lock()
+		started := o.busy[in.ID] || o.stopping
+		if !started {
+			o.busy[in.ID] = true
+			o.workers.Add(1)
+		}
+		o.mu.Unlock()
+		if started {
+			continue
+		}
+		go func() {
+			defer o.workers.Done()
+			defer func() {
+				o.mu.Lock()
+				delete(o.busy, in.ID)
+				o.mu.Unlock()
+			}()
+			o.carryOut(ctx, in)
+		}()
+	}
+}
+
+// carryOut does an intent's steps and, where they fail, undoes them and proposes the failure. When ctx was cut off by
+// a shutdown nothing is proposed: the intent stays open for the next start.
+func (o *Owner) carryOut(ctx context.Context, in fsm.Intent) {
+	began := time.Now()
+	stepsCtx, cancel := context.WithTimeout(ctx, o.cfg.Deadline)
+	defer cancel()
+	p, err := o.plan(in)
+	if err == nil {
+		err = o.runSteps(stepsCtx, in, p.steps)
+	}
+	log := o.log.With("intent", in.ID, "kind", in.Kind, "sandbox", in.Sandbox, "snapshot", in.Snapshot)
+	if err == nil {
+		log.Info("intent done", "took", time.Since(began))
+		return
+	}
+	if ctx.Err() != nil {
+		log.Warn("intent interrupted by shutdown", "error", err)
+		return
+	}
+	log.Error("intent failed", "took", time.Since(began), "error", err)
+	outcome := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch, Error: clientError(in, err)}
+	if p.undo != nil {
+		outcome.SandboxStopped = p.undo(ctx)
+	}
+	if err := o.complete(ctx, outcome); err != nil && ctx.Err() == nil {
+		log.Error("outcome not accepted", "error", err)
+	}
+}
+
+// plan is an intent made concrete: its steps, the last of which commits, and what undoes them. undo returns why the
+// sandbox's VM is gone where a snapshot's source did not survive, else nothing.
+type plan struct {
+	steps []step
+	undo  func(context.Context) (sandboxStopped string)
+}
+
+func (o *Owner) plan(in fsm.Intent) (plan, error) {
+	switch in.Kind {
+	case fsm.IntentCreate:
+		return o.planCreate(in)
+	case fsm.IntentRestore:
+		return o.planRestore(in)
+	case fsm.IntentSnapshot:
+		return o.planSnapshot(in)
+	case fsm.IntentDelete:
+		return o.planDelete(in), nil
+	case fsm.IntentDeleteSnapshot:
+		return o.planDeleteSnapshot(in), nil
+	}
+	return plan{}, fsm.Errorf(fsm.KindInternal, "intent kind %q is not known to this node", in.Kind)
+}
+
+// commit is the last step of every plan: the outcome enters the log.
+func (o *Owner) commit(in fsm.Intent, fill func(*fsm.Complete)) step {
+	return step{StepCommit, func(ctx context.Context) error {
+		// The work is done; that the intent's own deadline passes now must not undo it.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.cfg.Deadline)
+		defer cancel()
+		c := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch}
+		if fill != nil {
+			fill(&c)
+		}
+		return o.complete(ctx, c)
+	}}
+}
+
+// complete proposes an outcome until the log's answer is known. Completions are fenced by owner and epoch, so that
+// repeating one is harmless: a repetition of an accepted one is refused as superseded, and told apart by the state.
+func (o *Owner) complete(ctx context.Context, c fsm.Complete) error {
+	for {
+		c.Now = fsm.At(time.Now())
+		_, err := o.cfg.Log.Apply(ctx, c)
+		var refused *fsm.Error
+		switch {
+		case err == nil:
+			return nil
+		case errors.As(err, &refused) && refused.Kind == fsm.KindSuperseded:
+			if in, ok := o.cfg.Log.State().Intent(c.Intent); ok && closedAs(in, c) {
+				return nil
+			}
+			return err
+		case errors.As(err, &refused) && refused.Kind != fsm.KindUnknown && refused.Kind != fsm.KindUnavailable:
+			return err
+		}
+		o.log.Warn("outcome not in the log yet, trying again", "intent", c.Intent, "error", err)
+		select {
+		case <-ctx.Done():
+			return errors.Join(err, ctx.Err())
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+func closedAs(in fsm.Intent, c fsm.Complete) bool {
+	if c.Error != nil {
+		return in.State == fsm.IntentFailed
+	}
+	return in.State == fsm.IntentDone
+}
+
+// clientError turns a step's failure into what the log keeps and the client reads: an error with a kind keeps its kind
+// and message; of any other the client learns the step, and the log file the cause.
+func clientError(in fsm.Intent, err error) *fsm.Error {
+	var known *fsm.Error
+	if errors.As(err, &known) {
+		return fsm.Errorf(known.Kind, "%s", known.Message)
+	}
+	what := map[fsm.IntentKind]string{
+		fsm.IntentCreate:         "the sandbox could not be created",
+		fsm.IntentRestore:        "the snapshot could not be restored",
+		fsm.IntentSnapshot:       "the snapshot could not be taken",
+		fsm.IntentDelete:         "the sandbox could not be deleted",
+		fsm.IntentDeleteSnapshot: "the snapshot could not be deleted",
+	}[in.Kind]
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fsm.Errorf(fsm.KindTimeout, "%s in time: %s", what, failedStep(err))
+	}
+	return fsm.Errorf(fsm.KindInternal, "%s: %s failed on node (intent %s; the node's log has the cause)", what,
+		failedStep(err), in.ID)
+}

@@ -1,0 +1,116 @@
+package hypervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"stillframe/fsm"
+)
+
+// Step names one step of an intent. The same names stand in code, logs, metrics and crash tests.
+type Step string
+
+// The steps, in the order in which each kind of intent takes them (see Steps).
+const (
+	StepReserve    Step = "reserve"     // make the sandbox's folder, check space
+	StepNetwork    Step = "network"     // namespace and tap
+	StepDisk       Step = "disk"        // the sandbox's own writable disk
+	StepMemory     Step = "memory"      // the sandbox's own RAM file
+	StepVMMStart   Step = "vmm-start"   // the VMM process
+	StepVMCreate   Step = "vm-create"   // configuration handed to the VMM
+	StepVMBoot     Step = "vm-boot"     // the guest's kernel starts
+	StepVMRestore  Step = "vm-restore"  // device state loaded, VM paused
+	StepVMResume   Step = "vm-resume"   // restored VM runs
+	StepGuestReady Step = "guest-ready" // the agent answers
+	StepIdentity   Step = "identity"    // clock, random seed, identity
+	StepCommit     Step = "commit"      // outcome proposed
+
+	StepPrepare    Step = "prepare"     // the snapshot's temporary folder, check space
+	StepAhead      Step = "ahead"       // flush or copy ahead while the guest runs
+	StepPause      Step = "pause"       // the guest stands still from here
+	StepVMSnapshot Step = "vm-snapshot" // device state written
+	StepCapture    Step = "capture"     // RAM and disk cloned
+	StepResume     Step = "resume"      // the guest runs again
+	StepClock      Step = "clock"       // the source's wall clock catches up
+	StepVerify     Step = "verify"      // device state parsed again
+	StepDigest     Step = "digest"      // RAM and disk digested
+	StepPublish    Step = "publish"     // manifest, sync, rename
+
+	StepStop   Step = "stop"   // the VMM process ended
+	StepUnlink Step = "unlink" // namespace removed
+	StepRemove Step = "remove" // files removed
+)
+
+// Steps lists, for every kind of intent, its steps in order. Crash tests enumerate it.
+var Steps = map[fsm.IntentKind][]Step{
+	fsm.IntentCreate: {
+		StepReserve, StepNetwork, StepDisk, StepMemory, StepVMMStart, StepVMCreate, StepVMBoot,
+		StepGuestReady, StepIdentity, StepCommit,
+	},
+	fsm.IntentRestore: {
+		StepReserve, StepNetwork, StepDisk, StepMemory, StepVMMStart, StepVMRestore, StepVMResume,
+		StepGuestReady, StepIdentity, StepCommit,
+	},
+	fsm.IntentSnapshot: {
+		StepPrepare, StepAhead, StepPause, StepVMSnapshot, StepCapture, StepResume, StepClock,
+		StepVerify, StepDigest, StepPublish, StepCommit,
+	},
+	fsm.IntentDelete:         {StepStop, StepUnlink, StepRemove, StepCommit},
+	fsm.IntentDeleteSnapshot: {StepRemove, StepCommit},
+}
+
+// step is one entry of a running plan.
+type step struct {
+	name Step
+	do   func(context.Context) error
+}
+
+// stepError says which step failed.
+type stepError struct {
+	step Step
+	err  error
+}
+
+func (e *stepError) Error() string { return fmt.Sprintf("step %s: %v", e.step, e.err) }
+func (e *stepError) Unwrap() error { return e.err }
+
+// failedStep names the step that an error comes from, for people.
+func failedStep(err error) string {
+	var e *stepError
+	if errors.As(err, &e) {
+		return "step " + string(e.step)
+	}
+	return "planning"
+}
+
+// runSteps takes the steps in order and stops at the first that fails. The error names the step.
+func (o *Owner) runSteps(ctx context.Context, in fsm.Intent, steps []step) error {
+	for _, s := range steps {
+		if err := o.runStep(ctx, in, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (o *Owner) runStep(ctx context.Context, in fsm.Intent, s step) error {
+	faultPoint(in.Kind, s.name, "before")
+	began := time.Now()
+	err := ctx.Err()
+	if err == nil {
+		err = s.do(ctx)
+	}
+	took := time.Since(began)
+	o.metrics.step(in.Kind, s.name, took, err)
+	log := o.log.With("intent", in.ID, "kind", in.Kind, "step", s.name, "took", took)
+	if err != nil {
+		log.LogAttrs(ctx, slog.LevelWarn, "step failed", slog.Any("error", err))
+		return &stepError{s.name, err}
+	}
+	log.LogAttrs(ctx, slog.LevelDebug, "step done")
+	faultPoint(in.Kind, s.name, "after")
+	return nil
+}
