@@ -8,7 +8,7 @@
 //
 //   - A POST that must not be done twice carries an Idempotency-Key, the caller's or a generated one. A request that
 //     fails on the network is sent again with the same key, a bounded number of times, so that a lost answer never
-//     means a second sandbox. What may be done twice (reading, replacing a file as a whole) is sent again without a key.
+//     means a second sandbox. What may be done twice (reading, replacing a whole file) is sent again without a key.
 //   - An answer of the node, good or bad, is the outcome. Only a 503 that says when to come again is asked again.
 //   - The API key travels in the Authorization header only, is never part of an error, and redirects are not followed,
 //     so it cannot be carried to another host.
@@ -201,6 +201,11 @@ func (c *Client) ask(ctx context.Context, path []string, body, out any) error {
 
 // send makes the attempts and gives an answer with the wanted status; the caller closes its body.
 func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
+	for _, segment := range r.path {
+		if segment == "" || segment == "." || segment == ".." {
+			return nil, fmt.Errorf("client: %q is no id: it would change the path of the request", segment)
+		}
+	}
 	backoff, most := firstBackoff, c.attempts
 	if r.once {
 		most = 1

@@ -67,8 +67,8 @@ type Command func(Env) *cobra.Command
 // Run carries out one command line (without the program's name) and gives the exit code of the process. A cancelled
 // context interrupts it.
 func Run(ctx context.Context, env Env, args []string, more ...Command) int {
-	root := New(env, more...) //nolint:contextcheck // the commands get ctx from ExecuteContextC
-	root.SetArgs(args)
+	root := New(env, more...)                 //nolint:contextcheck // the commands get ctx from ExecuteContextC
+	root.SetArgs(append([]string{}, args...)) // nil would mean those of the process
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return ExitOK
@@ -90,7 +90,7 @@ while they run, and restored as often as wanted.
 
 The commands below talk to a node over HTTP. They find it by --url or by STILLFRAME_URL or LEAP0_BASE_URL, and the API
 key by --key-file or by STILLFRAME_API_KEY or LEAP0_API_KEY; --env-file reads both from a file. The commands org and
-key talk to the admin socket in the node's data folder instead.
+key talk to the admin socket in the node's data folder instead, which --data or STILLFRAME_DATA names.
 
 Exit codes are listed by "stillframe help exit-codes".`,
 	})

@@ -51,7 +51,7 @@ func (a *app) withAdmin(cmd *cobra.Command) *cobra.Command {
 	if data == "" {
 		data = DefaultData
 	}
-	f.StringVar(&a.admin.data, "data", data, "the node's data folder, or STILLFRAME_DATA; admin.sock is in it")
+	f.StringVar(&a.admin.data, "data", data, "the node's data folder, with admin.sock in it")
 	f.StringVar(&a.admin.socket, "socket", "", "the admin socket itself, in place of --data")
 	return cmd
 }

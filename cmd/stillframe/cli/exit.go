@@ -78,6 +78,19 @@ type hintError struct {
 
 func (e hintError) Unwrap() error { return e.error }
 
+// namedError is a failure of one of several things.
+type namedError struct {
+	name string
+	error
+}
+
+func (e namedError) Unwrap() error { return e.error }
+
+// severalErrors are the failures of a command that went on after the first, which decides the exit code.
+type severalErrors []namedError
+
+func (e severalErrors) Error() string { return fmt.Sprintf("%d failed, the first: %v", len(e), e[0]) }
+
 // withHint says what to do when err is a refusal with this status. Other errors stay as they are.
 func withHint(err error, status int, format string, args ...any) error {
 	if client.Status(err) != status {
@@ -92,7 +105,19 @@ func explain(env Env, cmd *cobra.Command, err error) int {
 	if errors.As(err, &exit) {
 		return exit.code
 	}
+	var several severalErrors
+	if errors.As(err, &several) && !errors.Is(err, errInterrupted) {
+		code := explain(env, cmd, several[0])
+		for _, e := range several[1:] {
+			explain(env, cmd, e)
+		}
+		return code
+	}
 	code, lines := describe(err)
+	var named namedError
+	if errors.As(err, &named) {
+		lines[0] = named.name + ": " + lines[0]
+	}
 	fmt.Fprintf(env.Err, "stillframe: %s\n", clean(lines[0]))
 	for _, line := range lines[1:] {
 		fmt.Fprintf(env.Err, "  %s\n", clean(line))

@@ -90,10 +90,8 @@ type network struct {
 }
 
 func (n *network) flags(cmd *cobra.Command) {
-	cmd.Flags().Var(&choice{&n.mode, []string{"allow-all", "deny-all"}}, "network", "egress policy in a word")
+	wordFlag(cmd, cmd.Flags(), &n.mode, "network", "", []string{"allow-all", "deny-all"}, "egress policy in a word")
 	cmd.Flags().StringVar(&n.file, "network-policy", "", "file with an egress policy as JSON; - is standard input")
-	_ = cmd.RegisterFlagCompletionFunc("network",
-		cobra.FixedCompletions([]string{"allow-all", "deny-all"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // policy gives the policy as JSON, nil when none is asked for. What it says is the node's to judge.

@@ -11,6 +11,7 @@ import (
 	"unicode"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"stillframe/httpd/client"
 )
@@ -23,12 +24,19 @@ const (
 // withOutput gives a command and its children the flags that choose between people and programs.
 func (a *app) withOutput(cmd *cobra.Command) *cobra.Command {
 	f := cmd.PersistentFlags()
-	f.VarP(&choice{&a.output, []string{outputTable, outputJSON}}, "output", "o", "table for people, json for programs")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "print ids only")
 	a.output = outputTable
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{outputTable, outputJSON},
-		cobra.ShellCompDirectiveNoFileComp))
+	wordFlag(cmd, f, &a.output, "output", "o", []string{outputTable, outputJSON}, "table for people, json for programs")
 	return cmd
+}
+
+// wordFlag is a flag that takes one of a few words, and completes them.
+func wordFlag(cmd *cobra.Command, f *pflag.FlagSet, into *string, name, short string, words []string, usage string) {
+	f.VarP(&choice{into, words}, name, short, usage)
+	err := cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+	if err != nil {
+		panic(err) // there is no such flag, or it was registered before: a fault in this program
+	}
 }
 
 func (a *app) checkOutput() error {
@@ -45,7 +53,12 @@ type choice struct {
 }
 
 func (c *choice) String() string { return *c.value }
-func (c *choice) Type() string   { return strings.Join(c.words, "|") }
+func (c *choice) Type() string {
+	if len(c.words) > 3 {
+		return "word"
+	}
+	return strings.Join(c.words, "|")
+}
 func (c *choice) Set(s string) error {
 	for _, w := range c.words {
 		if s == w {

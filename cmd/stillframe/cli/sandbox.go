@@ -126,17 +126,15 @@ func (a *app) sandboxList() *cobra.Command {
 			return a.printList([]string{"ID", "STATE", "TEMPLATE", "NODE", "AGE", "ENDS IN"}, list.Total, rows)
 		},
 	}
-	cmd.Flags().Var(&choice{&o.State, sandboxStates}, "state", "only sandboxes in this state")
+	wordFlag(cmd, cmd.Flags(), &o.State, "state", "", sandboxStates, "only sandboxes in this state, such as running")
 	listFlags(cmd, &o, "created_at", "state")
-	_ = cmd.RegisterFlagCompletionFunc("state",
-		cobra.FixedCompletions(sandboxStates, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
 // listFlags are the flags that all paged lists have.
 func listFlags(cmd *cobra.Command, o *client.ListOptions, sorts ...string) {
-	cmd.Flags().Var(&choice{&o.Sort, sorts}, "sort", "what to sort by (default "+sorts[0]+")")
-	cmd.Flags().Var(&choice{&o.Order, []string{"asc", "desc"}}, "order", "direction (default desc)")
+	wordFlag(cmd, cmd.Flags(), &o.Sort, "sort", "", sorts, "what to sort by (default "+sorts[0]+")")
+	wordFlag(cmd, cmd.Flags(), &o.Order, "order", "", []string{"asc", "desc"}, "direction (default desc)")
 	cmd.Flags().IntVar(&o.Limit, "limit", 0, "stop after this many (default: all)")
 }
 
@@ -163,13 +161,12 @@ func (a *app) sandboxDelete() *cobra.Command {
 	}
 }
 
-// each does something to every named thing, goes on after a failure, and says what it did. The first failure decides
-// the exit code; the others are written as they happen.
+// each does something to every named thing, goes on after a failure, and says what it did.
 func (a *app) each(did string, names []string, do func(string) error) error {
-	var failed []error
+	var failed severalErrors
 	for _, name := range names {
 		if err := do(name); err != nil {
-			failed = append(failed, fmt.Errorf("%s: %w", name, err))
+			failed = append(failed, namedError{name, err})
 			continue
 		}
 		if a.quiet {
@@ -180,14 +177,10 @@ func (a *app) each(did string, names []string, do func(string) error) error {
 			return err
 		}
 	}
-	for _, err := range failed[min(1, len(failed)):] {
-		_, lines := describe(err)
-		fmt.Fprintf(a.env.Err, "stillframe: %s\n", clean(lines[0]))
-	}
 	if len(failed) == 0 {
 		return nil
 	}
-	return failed[0]
+	return failed
 }
 
 func sandboxHint(err error) error {
