@@ -33,6 +33,7 @@ var errUsage = errors.New(`usage: stillframe-guest COMMAND [flags]
 commands:
   stillness   measure how long this machine stood still, by the node's clock
   counter     count in memory, writing the number with the time to a file
+  load        fill memory and go on writing to it, for benchmarks
   version     print the version
 (-h after a command lists its flags)`)
 
@@ -47,6 +48,8 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 		return agent.Stillness(ctx, args[1:], stdout)
 	case "counter":
 		return agent.Counter(ctx, args[1:])
+	case "load":
+		return agent.Load(ctx, args[1:])
 	case "version":
 		_, err := fmt.Fprintln(stdout, agent.Version)
 		return err
