@@ -5,7 +5,7 @@ package job
 // Serial numbers by which labinit finds its disks, whatever order the kernel names them in.
 const (
 	RootDisk    = "lab-root"    // ext4, the Debian tree; writes are thrown away
-	JobDisk     = "lab-job"     // squashfs: File and the files that were brought in
+	JobDisk     = "lab-job"     // ext4, read-only: File and what was brought in
 	ScratchDisk = "lab-scratch" // empty; present when Job.ScratchMount is set
 )
 

@@ -80,7 +80,7 @@ func findRoot() error {
 	if err := mountDisk(job.RootDisk, "/newroot", "ext4", 0); err != nil {
 		return err
 	}
-	if err := mountDisk(job.JobDisk, "/newroot/lab", "squashfs", unix.MS_RDONLY); err != nil {
+	if err := mountDisk(job.JobDisk, "/newroot/lab", "ext4", unix.MS_RDONLY); err != nil {
 		return err
 	}
 	for _, dir := range []string{"/dev", "/proc", "/sys"} {

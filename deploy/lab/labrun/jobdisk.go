@@ -3,134 +3,98 @@
 package main
 
 import (
-	"archive/tar"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 
 	"stillframe/deploy/lab/job"
 )
 
-// jobDisk makes the disk that carries the job and its files into the machine. A squashfs: the kernel at hand has
-// neither 9p nor anything else that shares folders without one more process on the host.
+// jobDisk makes the disk that carries the job and its files into the machine: an ext4 image without a name, holes kept.
+// A disk, because the kernel at hand has no 9p, and virtiofs would be one more process on the host to look after.
 func jobDisk(ctx context.Context, o options) (*os.File, error) {
-	name, err := temporaryName()
+	dir, err := os.MkdirTemp("", "stillframe-lab-*")
 	if err != nil {
 		return nil, err
 	}
-	defer os.Remove(name)
-	// Not compressed: the emulated processor would pay for it.
-	pack := exec.CommandContext(ctx, "mksquashfs", "-", name, "-tar", "-noappend", "-quiet", "-no-progress",
-		"-noI", "-noD", "-noF", "-noX", "-no-xattrs")
-	var complaint strings.Builder
-	pack.Stderr = &complaint
-	stdin, err := pack.StdinPipe()
+	defer os.RemoveAll(dir)
+	stage := filepath.Join(dir, "stage")
+	if err := stageJob(ctx, o, stage); err != nil {
+		return nil, err
+	}
+	used, entries, err := usage(stage)
 	if err != nil {
 		return nil, err
 	}
-	if err := pack.Start(); err != nil {
-		return nil, fmt.Errorf("make the job disk: %w", err)
+	image := filepath.Join(dir, "image")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		return nil, err
 	}
-	writeErr := writeJob(stdin, o)
-	_ = stdin.Close()
-	if err := pack.Wait(); err != nil {
-		return nil, fmt.Errorf("make the job disk: %w: %s", err, complaint.String())
+	// Generous, since the image is sparse: extent blocks and inode tables take what they take.
+	if err := os.Truncate(image, used+used/4+256<<20); err != nil {
+		return nil, err
 	}
-	if writeErr != nil {
-		return nil, fmt.Errorf("make the job disk: %w", writeErr)
-	}
-	return os.Open(name)
-}
-
-// temporaryName makes an empty file for a tool that wants a path. The caller removes it.
-func temporaryName() (string, error) {
-	f, err := os.CreateTemp("", "stillframe-lab-*")
+	err = tool(ctx, "mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-N", strconv.Itoa(entries+4096), "-d", stage, image)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	return f.Name(), f.Close()
+	return os.Open(image) // read-only: QEMU wants a descriptor as it will use it
 }
 
-func writeJob(to io.Writer, o options) error {
+func stageJob(ctx context.Context, o options, stage string) error {
+	files := filepath.Join(stage, job.Files)
+	if err := os.MkdirAll(files, 0o755); err != nil {
+		return err
+	}
 	description, err := json.Marshal(o.job)
 	if err != nil {
 		return err
 	}
-	w := tar.NewWriter(to)
-	header := &tar.Header{Name: job.File, Typeflag: tar.TypeReg, Mode: 0o600, Size: int64(len(description))}
-	if err := w.WriteHeader(header); err != nil {
+	if err := os.WriteFile(filepath.Join(stage, job.File), description, 0o600); err != nil {
 		return err
 	}
-	if _, err := w.Write(description); err != nil {
-		return err
-	}
-	if err := w.WriteHeader(&tar.Header{Name: job.Files + "/", Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
-		return err
-	}
-	for i, f := range o.files {
-		if err := addTree(w, f.source, path.Join(job.Files, o.job.Binds[i].Source)); err != nil {
-			return fmt.Errorf("bring in %s: %w", f.source, err)
+	for i, source := range o.files {
+		// A link that was named itself is followed; links below it stay links.
+		err := tool(ctx, "cp", "--archive", "-H", "--sparse=always", "--no-target-directory", "--",
+			source, filepath.Join(files, o.job.Binds[i].Source))
+		if err != nil {
+			return fmt.Errorf("bring in %s: %w", source, err)
 		}
 	}
-	return w.Close()
+	return nil
 }
 
-// addTree adds a file or a folder with all it holds. A link that was named itself is followed; links below stay links.
-func addTree(w *tar.Writer, source, name string) error {
-	source, err := filepath.EvalSymlinks(source)
-	if err != nil {
-		return err
-	}
-	return filepath.WalkDir(source, func(file string, entry fs.DirEntry, err error) error {
+// usage gives the bytes that a tree takes, holes left out, and the number of its entries.
+func usage(dir string) (used int64, entries int, err error) {
+	err = filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		below, err := filepath.Rel(source, file)
+		info, err := entry.Info()
 		if err != nil {
 			return err
 		}
-		return addEntry(w, file, path.Join(name, filepath.ToSlash(below)), entry)
-	})
-}
-
-func addEntry(w *tar.Writer, file, name string, entry fs.DirEntry) error {
-	info, err := entry.Info()
-	if err != nil {
-		return err
-	}
-	if info.Mode()&(fs.ModeSocket|fs.ModeNamedPipe|fs.ModeDevice) != 0 {
-		return nil // of no use in another machine
-	}
-	link := ""
-	if info.Mode()&fs.ModeSymlink != 0 {
-		if link, err = os.Readlink(file); err != nil {
-			return err
+		entries++
+		used += 4096 // a block at least, however little st_blocks says
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			used += st.Blocks * 512
 		}
-	}
-	header, err := tar.FileInfoHeader(info, link)
-	if err != nil {
-		return err
-	}
-	header.Name = name
-	if err := w.WriteHeader(header); err != nil {
-		return err
-	}
-	if !info.Mode().IsRegular() {
 		return nil
-	}
-	f, err := os.Open(file)
+	})
+	return used, entries, err
+}
+
+func tool(ctx context.Context, name string, args ...string) error {
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(string(out)))
 	}
-	defer f.Close()
-	// No more than announced: a log that is brought in may grow meanwhile.
-	_, err = io.CopyN(w, f, info.Size())
-	return err
+	return nil
 }

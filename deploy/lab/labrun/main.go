@@ -39,15 +39,9 @@ type options struct {
 	timeout time.Duration // for boot and command together
 	console string        // file for the machine's serial console; empty keeps only its tail, for failures
 	verbose bool
-	files   []broughtIn
-	collect string // host folder that receives job.Collect
+	files   []string // on the host; job.Binds says at the same index where each appears
+	collect string   // host folder that receives job.Collect
 	job     job.Job
-}
-
-// broughtIn is a file or folder of the host that appears in the machine.
-type broughtIn struct {
-	source string // on the host
-	target string // absolute, in the machine
 }
 
 func main() {
@@ -70,7 +64,7 @@ func main() {
 	os.Exit(code)
 }
 
-const usage = `usage: labrun [flags] -- command [argument…]
+const help = `usage: labrun [flags] -- command [argument…]
 
 Runs the command as root in an emulated Debian machine with /dev/kvm and ends with its exit code.
 
@@ -80,7 +74,7 @@ func parse(args []string) (options, error) {
 	var o options
 	flags := flag.NewFlagSet("labrun", flag.ContinueOnError)
 	flags.Usage = func() {
-		fmt.Fprint(flags.Output(), usage)
+		fmt.Fprint(flags.Output(), help)
 		flags.PrintDefaults()
 	}
 	flags.StringVar(&o.dir, "lab", "", "folder that prepare.sh made (required)")
@@ -143,7 +137,7 @@ func (o *options) addFile(s string) error {
 		return err
 	}
 	o.job.Binds = append(o.job.Binds, job.Bind{Source: fmt.Sprint(len(o.files)), Target: target})
-	o.files = append(o.files, broughtIn{source: source, target: target})
+	o.files = append(o.files, source)
 	return nil
 }
 
