@@ -60,3 +60,5 @@ require (
 )
 
 replace github.com/hashicorp/go-metrics => github.com/hashicorp/go-metrics v0.6.1
+
+ignore ./build
