@@ -193,7 +193,7 @@ func (s *Server) unrouted(fc *fiber.Ctx, err error) error {
 	c := &call{ctx: s.base, fc: fc, id: s.requestID(fc)}
 	err = s.answerError(c, err)
 	if e, ok := errors.AsType[*apiError](err); ok && e.kind == fsm.KindTooLarge {
-		if conn, ok := fc.Context().Conn().(*lingerConn); ok {
+		if conn, ok := fc.Context().Conn().(*trackedConn); ok {
 			conn.linger.Store(true)
 		}
 	}

@@ -23,6 +23,7 @@ var statuses = map[fsm.Kind]int{
 	fsm.KindTooLarge:     http.StatusRequestEntityTooLarge,
 	kindHeaders:          http.StatusRequestHeaderFieldsTooLarge,
 	fsm.KindLimit:        http.StatusTooManyRequests,
+	fsm.KindInternal:     http.StatusInternalServerError,
 	fsm.KindNotSupported: http.StatusNotImplemented,
 	fsm.KindUnavailable:  http.StatusServiceUnavailable,
 	fsm.KindUnknown:      http.StatusServiceUnavailable,
@@ -95,7 +96,8 @@ func failf(kind fsm.Kind, format string, args ...any) *apiError {
 
 const invalidRequest = "the request is not valid"
 
-// asAPIError turns any error into one for the client. What it does not know is internal, and its text stays in the log.
+// asAPIError turns any error into one for the client. The message of an *fsm.Error is meant for clients; of what is not
+// known nothing is told, and its text goes to the log.
 func asAPIError(err error) *apiError {
 	var (
 		api   *apiError

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -18,26 +19,79 @@ const (
 	lingerBytes = 64 << 20
 )
 
-// lingerListener wraps its connections in lingerConn.
-type lingerListener struct{ net.Listener }
+// trackedListener wraps its connections in trackedConn and knows those that are open.
+type trackedListener struct {
+	net.Listener
+	mu     sync.Mutex
+	open   map[*trackedConn]struct{}
+	closed bool
+}
 
-func (l lingerListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
+func track(ln net.Listener) *trackedListener {
+	return &trackedListener{Listener: ln, open: map[*trackedConn]struct{}{}}
+}
+
+func (l *trackedListener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return &lingerConn{Conn: c}, nil
+	c := &trackedConn{Conn: nc, listener: l}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		_ = nc.Close()
+		return nil, net.ErrClosed
+	}
+	l.open[c] = struct{}{}
+	return c, nil
 }
 
-// lingerConn can be told to read on before it closes. A body that is refused half read would else make the kernel reset
+// Close stops accepting, and closes the connections on which nothing has been received yet: clients open some ahead of
+// need, and the HTTP server would wait for their first request for as long as headers may take. A second Close does
+// nothing.
+func (l *trackedListener) Close() error {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return nil
+	}
+	l.closed = true
+	var silent []*trackedConn
+	for c := range l.open {
+		if !c.heard.Load() {
+			silent = append(silent, c)
+		}
+	}
+	l.mu.Unlock()
+	for _, c := range silent {
+		_ = c.Close()
+	}
+	return l.Listener.Close()
+}
+
+// trackedConn can be told to read on before it closes. A body that is refused half read would else make the kernel reset
 // the connection, and the reset would overtake the answer: the client would see a broken pipe and not the 413.
-type lingerConn struct {
+type trackedConn struct {
 	net.Conn
-	linger atomic.Bool
+	listener *trackedListener
+	heard    atomic.Bool // something was received
+	linger   atomic.Bool
+}
+
+func (c *trackedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.heard.Store(true)
+	}
+	return n, err
 }
 
 // Close half-closes and drains first, within bounds, when the connection is to linger.
-func (c *lingerConn) Close() error {
+func (c *trackedConn) Close() error {
+	c.listener.mu.Lock()
+	delete(c.listener.open, c)
+	c.listener.mu.Unlock()
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok && c.linger.Load() && half.CloseWrite() == nil {
 		_ = c.SetReadDeadline(time.Now().Add(lingerTime))
 		_, _ = io.CopyN(io.Discard, c.Conn, lingerBytes)

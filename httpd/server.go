@@ -24,7 +24,7 @@ type Server struct {
 	admin   *fiber.App
 
 	mu        sync.Mutex // guards what follows
-	listeners []net.Listener
+	listeners []*trackedListener
 	serving   sync.WaitGroup
 	failed    chan error // the first failure to serve
 
@@ -110,11 +110,12 @@ func (s *Server) Listen(ctx context.Context) error {
 
 // serve owns a listener from here on.
 func (s *Server) serve(app *fiber.App, ln net.Listener) {
+	tracked := track(ln)
 	s.mu.Lock()
-	s.listeners = append(s.listeners, ln)
+	s.listeners = append(s.listeners, tracked)
 	s.mu.Unlock()
 	s.serving.Go(func() {
-		if err := app.Listener(lingerListener{ln}); err != nil {
+		if err := app.Listener(tracked); err != nil {
 			select {
 			case s.failed <- fmt.Errorf("httpd: serve %s: %w", ln.Addr(), err):
 			default:
@@ -154,12 +155,12 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	defer timer.Stop()
 	defer s.cancel()
 
-	err := errors.Join(s.admin.ShutdownWithContext(ctx), s.api.ShutdownWithContext(ctx))
 	s.mu.Lock()
 	for _, ln := range s.listeners {
-		_ = ln.Close() // once more, for a server that had not begun to serve it
+		_ = ln.Close() // here and not only below, for a server that has not begun to serve it
 	}
 	s.mu.Unlock()
+	err := errors.Join(s.admin.ShutdownWithContext(ctx), s.api.ShutdownWithContext(ctx))
 	s.serving.Wait()
 	if err != nil {
 		return fmt.Errorf("httpd: shut down: %w", err)
