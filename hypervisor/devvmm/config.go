@@ -2,9 +2,9 @@ package devvmm
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 )
@@ -225,7 +225,43 @@ func (c *vmConfig) memorySize() int64 {
 
 // check refuses, before anything is started, what cannot be booted or what this program cannot do.
 func (c *vmConfig) check() error {
-	return errors.Join(c.checkPayload(), c.checkForeign(), c.checkMemory(), c.checkDevices())
+	for _, check := range []func() error{
+		c.checkPayload, c.checkForeign, c.checkMemory, c.checkDevices, c.checkFiles,
+	} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkFiles opens what QEMU will open, because its own complaints are hard to read.
+func (c *vmConfig) checkFiles() error {
+	readable := func(what, path string, flags int) error {
+		f, err := os.OpenFile(path, flags, 0) //nolint:gosec // the configuration's
+		if err != nil {
+			return because(what, err.Error())
+		}
+		return f.Close()
+	}
+	if err := readable("Cannot open kernel file", c.Payload.Kernel, os.O_RDONLY); err != nil {
+		return err
+	}
+	if c.Payload.Initramfs != "" {
+		if err := readable("Cannot open initramfs file", c.Payload.Initramfs, os.O_RDONLY); err != nil {
+			return err
+		}
+	}
+	for _, d := range c.Disks {
+		flags := os.O_RDWR
+		if d.ReadOnly {
+			flags = os.O_RDONLY
+		}
+		if err := readable("Error from device manager: disk "+d.ID, d.Path, flags); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (c *vmConfig) checkPayload() error {

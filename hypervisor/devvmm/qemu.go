@@ -61,20 +61,10 @@ func (q *qemu) launch(cfg *vmConfig, incoming []byte, events func(qmpEvent)) err
 		return fmt.Errorf("QMP: %w", err)
 	}
 	ours, theirs := os.NewFile(uintptr(pair[0]), "qmp"), os.NewFile(uintptr(pair[1]), "qmp")
-	defer func() { _ = errors.Join(ours.Close(), theirs.Close()) }()
-	if q.device, err = memfd("device-state", nil); err != nil {
-		return err
-	}
-	files := []*os.File{theirs, q.device, q.ram.file}
-	if incoming != nil {
-		in, err := memfd("incoming", incoming)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = in.Close() }()
-		files = append(files, in)
-	}
-	if err := q.spawn(arguments(cfg, q.ram, incoming != nil), files); err != nil {
+	defer func() { _ = ours.Close() }() // net.FileConn has a copy
+	err = q.spawnWith(cfg, theirs, incoming)
+	// Our copy of its end must be closed before we talk: only then does QEMU's end close the connection.
+	if err = errors.Join(err, theirs.Close()); err != nil {
 		return err
 	}
 	conn, err := net.FileConn(ours)
@@ -83,6 +73,24 @@ func (q *qemu) launch(cfg *vmConfig, incoming []byte, events func(qmpEvent)) err
 	}
 	q.qmp, err = newQMP(conn, events)
 	return err
+}
+
+// spawnWith starts QEMU with the descriptors it needs.
+func (q *qemu) spawnWith(cfg *vmConfig, control *os.File, incoming []byte) error {
+	var err error
+	if q.device, err = memfd("device-state", nil); err != nil {
+		return err
+	}
+	files := []*os.File{control, q.device, q.ram.file}
+	if incoming != nil {
+		in, err := memfd("incoming", incoming)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = in.Close() }()
+		files = append(files, in)
+	}
+	return q.spawn(arguments(cfg, q.ram, incoming != nil), files)
 }
 
 // spawn starts the child from a goroutine that keeps its thread until the child has ended: the kernel kills the child
