@@ -47,10 +47,12 @@ func (d *draft) completable(in Intent, c Complete) *Error {
 	if c.Manifest == nil {
 		return Errorf(KindInvalid, "snapshot intent %s cannot be done without a manifest", in.ID)
 	}
+	var stored int64 // bytes
 	for _, f := range c.Manifest.Files {
-		if f.Stored < 0 || f.Stored>>20 > maxMiB {
+		if f.Stored < 0 || f.Stored > maxStoredBytes-stored {
 			return Errorf(KindInvalid, "the stored size of file %q is out of range", f.Name)
 		}
+		stored += f.Stored
 	}
 	if in.KillAfter {
 		if !validID(string(c.NextIntent)) {

@@ -12,6 +12,8 @@ const (
 	maxMiB       = int64(1) << 40
 	maxSeconds   = int64(1) << 31
 	maxKeyBytes  = 255 // of an idempotency key
+	// maxStoredBytes bounds what the files of one snapshot take together.
+	maxStoredBytes = int64(1) << 60
 	// maxErrorBytes bounds the kept message of an owner's failure; it is cut, not refused: a failure must get through.
 	maxErrorBytes = 4 << 10
 )
