@@ -44,8 +44,8 @@ test: setup ## Run all tests, with the race detector, on real virtual machines
 	go build -race ./...
 	go test -race -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) ./...
 
-bench: build cmd/stillframe-bench/main.go ## Measure against the raw VMM; a table, and build/bench.json
-	go run ./cmd/stillframe-bench
+bench: setup ## Measure against the raw VMM: a table, and build/bench.json (some 15 minutes)
+	build/stillframe-bench $(BENCH_FLAGS)
 
 fuzz: ## Fuzz every fuzz target for FUZZTIME (20s) each
 	@found=0; \

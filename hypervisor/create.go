@@ -97,15 +97,16 @@ func (b *birth) startVMM(ctx context.Context) (err error) {
 	return err
 }
 
+// KernelCommandLine is what every guest's kernel is started with; extra is the operator's addition.
+func KernelCommandLine(extra string) string {
+	return strings.TrimSpace("console=ttyS0 quiet panic=-1 reboot=t " + extra)
+}
+
 func (b *birth) createVM(ctx context.Context, image TemplateImage) error {
-	cmdline := []string{"console=ttyS0", "quiet", "panic=-1", "reboot=t"}
-	if b.o.cfg.KernelArgs != "" {
-		cmdline = append(cmdline, b.o.cfg.KernelArgs)
-	}
 	cfg := vmm.NewConfig(b.sb.VCPU, vmm.Payload{
 		Kernel:    b.o.cfg.Images.Kernel,
 		Initramfs: b.o.cfg.Images.Initramfs,
-		Cmdline:   strings.Join(cmdline, " "),
+		Cmdline:   KernelCommandLine(b.o.cfg.KernelArgs),
 	})
 	cfg.Memory.Zones = []vmm.MemoryZone{{ID: ramZone, Size: b.sb.MemoryMiB << 20, File: b.files.ram(), Shared: true}}
 	cfg.Disks = []vmm.Disk{
