@@ -99,6 +99,9 @@ func (n *Node) wait(ctx context.Context, v *view) error {
 // IsLeader says whether this node is the leader and has applied all that earlier leaders committed. It can be out of
 // date by the time it returns; what the answer is used for must not depend on it.
 func (n *Node) IsLeader() bool {
+	if n.Failure() != nil {
+		return false
+	}
 	term := n.term.Load()
 	return term != 0 && n.raft.State() == raft.Leader && n.raft.CurrentTerm() == term
 }

@@ -75,7 +75,7 @@ func (n *Node) catchUp(ctx context.Context) bool {
 	for {
 		term := n.raft.CurrentTerm()
 		index, err := n.barrier(ctx)
-		if err == nil && term == n.raft.CurrentTerm() {
+		if err == nil && term == n.raft.CurrentTerm() && n.Failure() == nil {
 			n.term.Store(term)
 			n.machine.advance(index)
 			n.log.Info("serving as the leader", "term", term)

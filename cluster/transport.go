@@ -1,8 +1,11 @@
 package cluster
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -29,15 +32,82 @@ func (tcpStream) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn,
 	return net.DialTimeout("tcp", string(addr), timeout)
 }
 
+// inbound is a stream layer that closes what it accepted when it is closed. The library leaves that to the peers, and its
+// goroutines behind.
+type inbound struct {
+	raft.StreamLayer
+	mu     sync.Mutex
+	conns  map[net.Conn]struct{}
+	closed bool
+}
+
+// Accept implements net.Listener.
+func (in *inbound) Accept() (net.Conn, error) {
+	conn, err := in.StreamLayer.Accept()
+	if err != nil {
+		return nil, err
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.closed {
+		return nil, errors.Join(net.ErrClosed, conn.Close())
+	}
+	in.conns[conn] = struct{}{}
+	return &inboundConn{conn, in}, nil
+}
+
+// Close implements net.Listener.
+func (in *inbound) Close() error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.closed {
+		return nil
+	}
+	in.closed = true
+	err := in.StreamLayer.Close()
+	for conn := range in.conns {
+		_ = conn.Close() // its reader is what matters
+	}
+	return err
+}
+
+// inboundConn forgets a connection once its handler closes it.
+type inboundConn struct {
+	net.Conn
+	in *inbound
+}
+
+// Read gives the end of the stream for a connection that was closed here, so that the library takes it for no error.
+func (c *inboundConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if errors.Is(err, net.ErrClosed) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+func (c *inboundConn) Close() error {
+	c.in.mu.Lock()
+	delete(c.in.conns, c.Conn)
+	c.in.mu.Unlock()
+	return c.Conn.Close()
+}
+
 // transport is the library's, without the heartbeat fast path (see the package comment).
 type transport struct{ *raft.NetworkTransport }
+
+// Close ends the transport with all its connections, its own and its peers'. Repeating it does nothing.
+func (t transport) Close() error {
+	t.CloseStreams()
+	return t.NetworkTransport.Close()
+}
 
 // SetHeartbeatHandler ignores the handler, so that heartbeats take the same queue as every request.
 func (transport) SetHeartbeatHandler(func(raft.RPC)) {}
 
 func newTransport(c Config, stream raft.StreamLayer) transport {
 	return transport{raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream:          stream,
+		Stream:          &inbound{StreamLayer: stream, conns: map[net.Conn]struct{}{}},
 		MaxPool:         3,
 		MaxRPCsInFlight: 1,
 		Timeout:         c.IOTimeout,
