@@ -122,19 +122,22 @@ say "3. A nonce in memory only, another on disk, a counter, and a watch for how 
 memory_nonce=$(quiet_exec "$sandbox" 'head -c 16 /dev/urandom | od -An -tx1 | tr -d " \n" | tee /dev/shm/nonce')
 disk_nonce=$(quiet_exec "$sandbox" 'head -c 16 /dev/urandom | od -An -tx1 | tr -d " \n" | tee /root/nonce; sync')
 quiet_exec "$sandbox" 'stillframe-guest counter --every 20ms --file /dev/shm/counter >/dev/null 2>&1 &' >/dev/null
-quiet_exec "$sandbox" 'stillframe-guest stillness --for 8s >/dev/shm/stillness 2>&1 &' >/dev/null
-sleep 2
 note "memory nonce $memory_nonce (tmpfs /dev/shm)   disk nonce $disk_nonce (/root)"
-note "counter at $(quiet_exec "$sandbox" 'cat /dev/shm/counter')"
+sleep 1
+counter_before=$(quiet_exec "$sandbox" 'cut -d" " -f1 /dev/shm/counter')
+note "counter at $counter_before"
+# Nothing else is run in the sandbox until the watch ends: it would see that, too.
+quiet_exec "$sandbox" 'stillframe-guest stillness --for 6s >/dev/shm/stillness 2>&1 &' >/dev/null
+sleep 2
 
 say "4. A snapshot while it runs"
-counter_before=$(quiet_exec "$sandbox" 'cut -d" " -f1 /dev/shm/counter')
 t0=$(now)
 api POST "/v1/sandbox/$sandbox/snapshot/create" '{"name":"warm"}'
 t1=$(now)
 check "201, named warm" test "$status $(jq -r .name <<<"$answer")" = "201 warm"
 snapshot=$(jq -r .id <<<"$answer")
 row "snapshot, the call" "$(took "$t0" "$t1")" "$(grep -o 'clone_method=[a-z]*' "$data/node.log" | head -1)"
+sleep 4
 stillness=$(quiet_exec "$sandbox" 'while [ ! -s /dev/shm/stillness ]; do sleep 0.2; done; cat /dev/shm/stillness')
 stood=$(jq -r .largest_gap_ns <<<"$stillness" | ms)
 usual=$(jq -r .median_gap_ns <<<"$stillness" | ms)
