@@ -6,24 +6,28 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
 
 var methods = []Method{
-	MethodReflink, MethodReflinkFlush, MethodReflinkAhead, MethodCopy, MethodCopyCompare, MethodCopySoftDirty,
+	MethodReflink, MethodReflinkFlush, MethodReflinkAhead, MethodReflinkSoftDirty,
+	MethodCopy, MethodCopyCompare, MethodCopySoftDirty,
 }
 
 // available says which methods a filesystem must offer. Soft-dirty bits depend on the kernel.
 func available(kind string, method Method) bool {
+	soft, _ := SoftDirtyAvailable()
 	switch method {
 	case MethodReflinkAhead:
 		return kind == "xfs"
+	case MethodReflinkSoftDirty:
+		return kind == "xfs" && soft
 	case MethodReflink, MethodReflinkFlush:
 		return kind == "xfs" || kind == "btrfs"
 	case MethodCopySoftDirty:
-		ok, _ := SoftDirtyAvailable()
-		return ok
+		return soft
 	default:
 		return true
 	}
@@ -78,7 +82,7 @@ func captureRounds(t *testing.T, dir string, method Method, n int) {
 		size := int64(1+rng.IntN(16)) << 20
 		o := order{
 			path: filepath.Join(dir, "ram"), seed: rng.Uint64(), hot: rng.IntN(2) == 0,
-			mib: []int{0, 20, 100}[rng.IntN(3)], punch: rng.IntN(2) == 0, calls: first == 0 && method != MethodCopySoftDirty,
+			mib: []int{0, 20, 100}[rng.IntN(3)], punch: rng.IntN(2) == 0, calls: first == 0 && !strings.Contains(string(method), "soft-dirty"),
 		}
 		name := fmt.Sprintf("seed %d, rounds from %d, %d bytes, writer %v", seed, first, size, o)
 		scatter(t, o.path, o.seed, size, rng.IntN(int(size/pageSize)))
@@ -120,7 +124,8 @@ func captureOnce(t *testing.T, w *writer, o order, method Method, dir, name stri
 		t.Fatalf("%s: digest %s, %v, report %s", name, digest, err, report.Digest)
 	}
 	if report.Method != method {
-		if method != MethodCopySoftDirty || report.Method != MethodCopyCompare || report.Reason == "" {
+		without := map[Method]Method{MethodCopySoftDirty: MethodCopyCompare, MethodReflinkSoftDirty: MethodReflinkAhead}
+		if report.Method != without[method] || report.Reason == "" {
 			t.Fatalf("%s: taken %s: %s", name, report.Method, report.Reason)
 		}
 		t.Log(report.Reason)
@@ -140,9 +145,13 @@ func TestChosenMethod(t *testing.T) {
 			want := map[string]Method{"xfs": MethodReflinkAhead, "btrfs": MethodReflinkFlush}[kind]
 			if want == "" {
 				want = MethodCopyCompare
-				if ok, _ := SoftDirtyAvailable(); ok && mapped {
-					want = MethodCopySoftDirty
+			}
+			if ok, _ := SoftDirtyAvailable(); ok && mapped {
+				soft := map[Method]Method{
+					MethodReflinkAhead: MethodReflinkSoftDirty, MethodReflinkFlush: MethodReflinkFlush,
+					MethodCopyCompare: MethodCopySoftDirty,
 				}
+				want = soft[want]
 			}
 			c, err := New().Begin(t.Context(), Request{Source: src, Dest: filepath.Join(dir, "copy"), Mapped: mapped})
 			if err != nil {

@@ -15,54 +15,75 @@ func (c *Capture) choose() error {
 	if err != nil {
 		return err
 	}
-	switch want := c.req.Method; {
-	case want == "" && reflink, reflink && want == MethodReflinkAhead:
-		if c.exactMaps() {
-			c.take(&cloneAhead{Capture: c}, MethodReflinkAhead, "")
-			return nil
-		}
-		if want != "" {
-			return fmt.Errorf("%s: %w: only on XFS", want, ErrUnsupported)
-		}
-		c.take(&reflinked{c, true}, MethodReflinkFlush, "the filesystem's map of extents is not exact or not quick")
-		return nil
-	case reflink && (want == MethodReflinkFlush || want == MethodReflink):
-		c.take(&reflinked{c, want == MethodReflinkFlush}, want, "asked for")
-		return nil
-	case want == MethodReflink || want == MethodReflinkFlush || want == MethodReflinkAhead:
-		return fmt.Errorf("%s: %w", want, ErrUnsupported)
-	case want == MethodCopy:
-		c.take(&copied{c}, MethodCopy, "asked for")
-		return nil
-	case want == MethodCopyCompare:
-		c.take(&compareAhead{c}, MethodCopyCompare, "asked for")
-		return nil
-	case want == MethodCopySoftDirty || want == "":
-		return c.chooseSoftDirty()
-	default:
-		return fmt.Errorf("%s: %w", want, ErrUnsupported)
-	}
-}
-
-func (c *Capture) take(way way, method Method, reason string) {
-	c.way, c.report.Method, c.report.Reason = way, method, reason
-}
-
-// chooseSoftDirty takes soft-dirty bits where they can be trusted, and says what stands against it where they cannot.
-func (c *Capture) chooseSoftDirty() error {
 	pids, against, err := c.followable()
 	if err != nil {
 		return err
 	}
-	if against == "" {
-		c.take(&softDirty{Capture: c, pids: pids}, MethodCopySoftDirty, "the filesystem cannot share blocks")
-		return nil
-	}
 	if c.req.Method != "" {
-		return fmt.Errorf("%s: %w: %s", c.req.Method, ErrUnsupported, against)
+		return c.chooseAsked(reflink, pids, against)
 	}
-	c.take(&compareAhead{c}, MethodCopyCompare, "the filesystem cannot share blocks, and "+against)
+	switch exact := reflink && c.exactMaps(); {
+	case exact && against == "":
+		c.take(MethodReflinkSoftDirty, "the filesystem shares blocks, the kernel tells what was written", pids)
+	case exact && c.countsDirty():
+		c.take(MethodReflinkAhead, "the filesystem shares blocks and tells where they lie", nil)
+	case reflink:
+		c.take(MethodReflinkFlush, "the filesystem shares blocks, but does not tell quickly where they lie", nil)
+	case against == "":
+		c.take(MethodCopySoftDirty, "the filesystem cannot share blocks, the kernel tells what was written", pids)
+	default:
+		c.take(MethodCopyCompare, "the filesystem cannot share blocks, and "+against, nil)
+	}
 	return nil
+}
+
+// chooseAsked takes the method that the request names, or says why it cannot be.
+func (c *Capture) chooseAsked(reflink bool, pids []int, against string) error {
+	no := func(reason string) error { return fmt.Errorf("%s: %w: %s", c.req.Method, ErrUnsupported, reason) }
+	switch c.req.Method {
+	case MethodReflink, MethodReflinkFlush:
+		if !reflink {
+			return no("the filesystem cannot share blocks")
+		}
+	case MethodReflinkAhead, MethodReflinkSoftDirty:
+		if !reflink || !c.exactMaps() {
+			return no("only XFS with reflink tells exactly and quickly where blocks lie")
+		}
+	case MethodCopy, MethodCopyCompare, MethodCopySoftDirty:
+	default:
+		return no("there is no such method")
+	}
+	if against != "" && (c.req.Method == MethodReflinkSoftDirty || c.req.Method == MethodCopySoftDirty) {
+		return no(against)
+	}
+	c.take(c.req.Method, "asked for", pids)
+	return nil
+}
+
+func (c *Capture) take(method Method, reason string, pids []int) {
+	c.report.Method, c.report.Reason = method, reason
+	switch method {
+	case MethodReflink, MethodReflinkFlush:
+		c.way = &reflinked{c, method == MethodReflinkFlush}
+	case MethodReflinkAhead:
+		c.way = &cloneAhead{Capture: c}
+	case MethodReflinkSoftDirty:
+		a := &cloneAhead{Capture: c}
+		c.way = &tracked{Capture: c, pids: pids, base: a.base, catch: a.round, without: MethodReflinkAhead}
+	case MethodCopySoftDirty:
+		a := &compareAhead{c}
+		c.way = &tracked{Capture: c, pids: pids, base: c.copyBase, catch: a.freeze, without: MethodCopyCompare}
+	case MethodCopyCompare:
+		c.way = &compareAhead{c}
+	default:
+		c.way = &copied{c}
+	}
+}
+
+// countsDirty says whether the kernel can tell the source's dirty pages.
+func (c *Capture) countsDirty() bool {
+	_, err := dirtyIn(c.src, run{})
+	return err == nil
 }
 
 // followable gives the processes that write to the source through their page tables, or what stands against following

@@ -49,16 +49,22 @@ type fiemap struct {
 	extents [fiemapBatch]fiemapExtent
 }
 
-// extents writes the file's dirty pages back and gives the filesystem's map of it, in order. What is written while it
-// works may or may not be in the map. Where a filesystem has no such map, the error is ErrUnsupported.
-func (f *Files) extents(file *os.File) ([]extent, error) {
+// extents gives the filesystem's map of a file, in order; with flush it writes the dirty pages back first. What is
+// written while it works may or may not be in the map. Where a filesystem has no such map, the error is ErrUnsupported.
+func (f *Files) extents(file *os.File, flush bool) ([]extent, error) {
 	if err := f.check(OpMap, file.Name()); err != nil {
 		return nil, wrap(err, OpMap, file.Name())
 	}
 	var out []extent
-	arg := new(fiemap)
+	arg, flags := new(fiemap), uint32(0)
+	if flush {
+		flags = fiemapSync
+		if err := f.check(OpFlush, file.Name()); err != nil {
+			return nil, wrap(err, OpFlush, file.Name())
+		}
+	}
 	for start := uint64(0); ; {
-		arg.fiemapHeader = fiemapHeader{start: start, length: ^uint64(0) - start, flags: fiemapSync, extentCount: fiemapBatch}
+		arg.fiemapHeader = fiemapHeader{start: start, length: ^uint64(0) - start, flags: flags, extentCount: fiemapBatch}
 		err := retry(func() error {
 			_, _, errno := unix.Syscall(unix.SYS_IOCTL, file.Fd(), fiemapIoctl, uintptr(unsafe.Pointer(arg)))
 			if errno != 0 {

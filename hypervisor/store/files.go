@@ -11,9 +11,12 @@ const (
 	MethodReflink Method = "reflink"
 	// MethodReflinkFlush: dirty pages are written back while the guest runs, then FICLONE in the pause.
 	MethodReflinkFlush Method = "reflink+flush-ahead"
-	// MethodReflinkAhead: blocks are shared in pieces while the guest runs; only extents that moved since are shared
-	// again in the pause.
+	// MethodReflinkAhead: blocks are shared in pieces while the guest runs; in the pause extents that moved since are
+	// shared again, and pages that are still dirty are copied.
 	MethodReflinkAhead Method = "reflink+clone-ahead"
+	// MethodReflinkSoftDirty: blocks are shared in pieces while the guest runs; in the pause only pages are copied that
+	// the kernel's soft-dirty bits show as written since.
+	MethodReflinkSoftDirty Method = "reflink+soft-dirty-ahead"
 	// MethodCopy: a copy that keeps holes, all of it in the pause.
 	MethodCopy Method = "copy"
 	// MethodCopyCompare: copied while the guest runs; in the pause everything is read again and what differs is copied.
@@ -68,6 +71,15 @@ type Stats struct {
 	Extents  int           // separate runs of bytes that were copied or shared
 	Rounds   int           // passes over the source
 	Duration time.Duration // wall-clock time
+}
+
+// added gives what both did together.
+func added(a, b Stats) Stats {
+	a.Bytes += b.Bytes
+	a.Shared += b.Shared
+	a.Extents += b.Extents
+	a.Rounds += b.Rounds
+	return a
 }
 
 // Report says what a whole capture did. Reason tells in words why Method was taken and not a better one.

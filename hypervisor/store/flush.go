@@ -2,10 +2,8 @@ package store
 
 import (
 	"context"
-	"errors"
 	"os"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,28 +25,11 @@ func (f *Files) flush(file *os.File) error {
 	return wrap(retry(func() error { return unix.SyncFileRange(int(file.Fd()), 0, 0, flags) }), OpFlush, file.Name())
 }
 
-// cachestatResult is struct cachestat of include/uapi/linux/mman.h; counts of pages.
-type cachestatResult struct{ cached, dirty, writeback, evicted, recentlyEvicted uint64 }
-
-// dirtyBytes asks the kernel how much of the file waits to be written back. Kernels before 6.5 cannot tell
-// (ErrUnsupported).
-func dirtyBytes(file *os.File) (int64, error) {
-	const sysCachestat = 451
-	var span struct{ off, length uint64 } // a length of 0 reaches to the end of the file
-	var result cachestatResult
-	_, _, errno := unix.Syscall6(sysCachestat, file.Fd(), uintptr(unsafe.Pointer(&span)),
-		uintptr(unsafe.Pointer(&result)), 0, 0, 0)
-	if errno != 0 {
-		return 0, errors.Join(ErrUnsupported, errno)
-	}
-	return int64(result.dirty+result.writeback) * int64(os.Getpagesize()), nil
-}
-
 // flushAhead writes dirty pages back in rounds while the guest dirties others, until little is left, or a round leaves
 // no less than the one before, or the rounds are used up. It gives the bytes flushed and the rounds made.
 func (c *Capture) flushAhead(ctx context.Context) (Stats, error) {
 	var stats Stats
-	before, err := dirtyBytes(c.src)
+	before, err := dirtyIn(c.src, run{})
 	counted := err == nil
 	for previous := time.Duration(1 << 62); stats.Rounds < c.rounds(); {
 		if err := ctx.Err(); err != nil {
@@ -67,7 +48,7 @@ func (c *Capture) flushAhead(ctx context.Context) (Stats, error) {
 			previous = took
 			continue
 		}
-		after, err := dirtyBytes(c.src)
+		after, err := dirtyIn(c.src, run{})
 		if err != nil {
 			return stats, err
 		}

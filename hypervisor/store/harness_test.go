@@ -70,12 +70,27 @@ func eachFilesystem(t *testing.T, test func(t *testing.T, kind, dir string)) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = os.RemoveAll(sub) })
-		test(t, "given", sub)
+		test(t, kindOf(t, sub), sub)
 		return
 	}
 	for _, kind := range filesystems {
 		t.Run(kind, func(t *testing.T) { test(t, kind, mount(t, kind, 512<<20)) })
 	}
+}
+
+func kindOf(t *testing.T, dir string) string {
+	t.Helper()
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	kind := map[int64]string{
+		unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.EXT4_SUPER_MAGIC: "ext4", unix.TMPFS_MAGIC: "tmpfs",
+	}[st.Type]
+	if kind == "" {
+		t.Fatalf("%s is on a filesystem that these tests do not know: %x", dir, st.Type)
+	}
+	return kind
 }
 
 // mount makes a filesystem of the kind and gives the folder it is mounted on.
@@ -120,7 +135,7 @@ type order struct {
 	path  string
 	seed  uint64
 	hot   bool // write to a twentieth of the file only
-	mib   int  // MiB a second; 0: as fast as it goes
+	mib   int  // MiB a second; 0: as fast as it goes; less: nothing
 	punch bool // now and then make holes
 	calls bool // write by system calls, as a VMM does to a disk, and not through a mapping
 }
@@ -148,6 +163,9 @@ func writerMain(line string) error {
 		return err
 	}
 	fmt.Println("ready")
+	for o.mib < 0 { // an idle VM
+		time.Sleep(time.Hour)
+	}
 	rng := rand.New(rand.NewPCG(o.seed, 1))
 	pages := len(mem) / pageSize
 	if o.hot {

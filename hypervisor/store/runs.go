@@ -1,11 +1,13 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -89,6 +91,32 @@ func cutRuns(runs []run) []run {
 		}
 	}
 	return out
+}
+
+// normalized orders runs, joins those that touch or overlap, and cuts them at size.
+func normalized(runs []run, size int64) []run {
+	slices.SortFunc(runs, func(a, b run) int { return cmp.Compare(a.off, b.off) })
+	var out []run
+	for _, r := range runs {
+		r.length = min(r.length, size-r.off)
+		if r.length <= 0 {
+			continue
+		}
+		if last := len(out) - 1; last >= 0 && r.off <= out[last].end() {
+			out[last].length = max(out[last].end(), r.end()) - out[last].off
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+func sum(runs []run) int64 {
+	total := int64(0)
+	for _, r := range runs {
+		total += r.length
+	}
+	return total
 }
 
 // buffers are one goroutine's two blocks of memory: what the source holds, and what the destination holds.

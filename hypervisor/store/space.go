@@ -55,7 +55,7 @@ func (f *Files) Outstanding(path string) (int64, error) {
 		return 0, wrap(err, OpMap, path)
 	}
 	own := int64(0)
-	extents, err := f.extents(file)
+	extents, err := f.extents(file, false)
 	for _, e := range extents {
 		if !e.shared {
 			own += e.length
