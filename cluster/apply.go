@@ -18,10 +18,10 @@ import (
 //	of the Result    refused: the state machine said no, the same on every node; the Result has the rest
 //	KindTooLarge     refused: it does not fit into the log
 //	KindUnavailable  certainly not applied, now or later; proposing again is safe
-//	KindUnknown      may be applied, now or later; only a command that the state machine tells apart may be proposed again
+//	KindUnknown      may be applied, now or later; propose it again only if the state machine can tell it is the same
 //
-// How the outcomes of the library are told apart. The line is whether the leader's loop took the proposal, for then it has
-// an index and may be on a disk, from where a later leader can commit it:
+// How the outcomes of the library are told apart. The line is whether the leader's loop took the proposal, for then
+// it has an index and may be on a disk, from where a later leader can commit it:
 //
 //	ctx over before the proposal      unavailable  nothing was proposed
 //	not the leader, or not yet ready  unavailable  nothing was proposed
@@ -82,7 +82,7 @@ func (n *Node) propose(data []byte, enqueue time.Duration) outcome {
 	case !ok:
 		return outcome{err: fsm.Errorf(fsm.KindUnknown, "the state machine gave no answer")}
 	case a.err != nil:
-		return outcome{err: fsm.Wrap(fsm.KindUnknown, a.err, "the outcome is not known on this node, which is stopping")}
+		return outcome{err: fsm.Wrap(fsm.KindUnknown, a.err, "the outcome is not known: this node is stopping")}
 	case a.result.Err != nil:
 		return outcome{result: a.result, err: a.result.Err}
 	}

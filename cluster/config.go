@@ -16,7 +16,8 @@ type Server struct {
 	Addr string // host:port; may be empty for the node itself, which knows its own
 }
 
-// Config is what Open needs. ID, Dir and one of Addr and Stream are required; every zero duration or count has a default.
+// Config is what Open needs. ID, Dir and one of Addr and Stream are required; every zero duration or count has a
+// default.
 type Config struct {
 	// ID is the node's own, kept by the caller from its first start on.
 	ID fsm.NodeID
@@ -45,8 +46,8 @@ type Config struct {
 	// TransferTimeout bounds handing the leadership over at Shutdown; DrainTimeout waiting for open proposals there.
 	TransferTimeout, DrainTimeout time.Duration
 
-	// A snapshot of the state is taken when, at a check every SnapshotInterval or up to twice that, the log has grown by
-	// SnapshotThreshold entries; TrailingLogs entries are kept behind it for followers that lag.
+	// A snapshot of the state is taken when, at a check every SnapshotInterval or up to twice that, the log has grown
+	// by SnapshotThreshold entries; TrailingLogs entries are kept behind it for followers that lag.
 	SnapshotInterval                time.Duration
 	SnapshotThreshold, TrailingLogs uint64
 }

@@ -1,7 +1,7 @@
-// Package cluster keeps the replicated log: hashicorp/raft over a stream layer, with its entries and votes in a bbolt file
-// and snapshots of the state machine beside it. A Node proposes commands, applies the committed ones to an fsm.State, and
-// says of each proposal whether it is done, refused, certainly not applied, or unknown. A single voter takes the same path
-// as several: the same transport, the same bootstrap, the same log.
+// Package cluster keeps the replicated log: hashicorp/raft over a stream layer, with its entries and votes in a bbolt
+// file and snapshots of the state machine beside it. A Node proposes commands, applies the committed ones to an
+// fsm.State, and says of each proposal whether it is done, refused, certainly not applied, or unknown. A single voter
+// takes the same path as several: the same transport, the same bootstrap, the same log.
 //
 // It imports fsm and the Raft libraries, and nothing else of this module.
 //
@@ -9,7 +9,7 @@
 //
 //   - Apply that returns no error: the command is committed on a majority's disks and applied here; State shows it.
 //   - Apply with KindUnavailable: the command is in no log and never will be. KindUnknown: it may be, now or later.
-//   - A node serves as the leader only after a barrier in its term, so that it has applied all that was committed before.
+//   - A node serves as the leader only after a barrier in its term: it has applied all that was committed before.
 //   - Linearizable gives a state at least as new as any command that was done before the call.
 //   - An entry that this program does not know stops the node: it is never skipped, nor hidden in a snapshot.
 //   - What the leader alone does (Tick) ends with its term, and is committed under that term or not at all.
@@ -21,8 +21,8 @@
 //
 // # Choices against the library's defaults
 //
-// The transport takes no heartbeat fast path: in raft v1.8.0 it changes the term beside the main loop, and a leader that is
-// just writing an entry can write it under a term that it does not hold (hashicorp/raft issue 695). It sends one append
-// request at a time to a peer: the pipeline can deadlock, and gains little within a data centre. Timeouts are three times
-// the defaults, since a node shares its processors with the machines it runs.
+// The transport takes no heartbeat fast path: in raft v1.8.0 it changes the term beside the main loop, and a leader
+// that is just writing an entry can write it under a term that it does not hold, after which replicas differ. It sends
+// one append request at a time to a peer: the pipeline can deadlock, and gains little within a data centre. Timeouts
+// are three times the defaults, since a node shares its processors with the machines it runs.
 package cluster

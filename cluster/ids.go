@@ -17,8 +17,8 @@ func newID(prefix string) string {
 	return prefix + "-" + idEncoding.EncodeToString(b[:])
 }
 
-// The makers of identifiers: unguessable, unique without coordination, and made by proposers only, for the state machine
-// has no randomness.
+// The makers of identifiers: unguessable, unique without coordination, and made by proposers only, for the state
+// machine has no randomness.
 
 // NewOrgID makes an organization's identifier.
 func NewOrgID() fsm.OrgID { return fsm.OrgID(newID("org")) }

@@ -11,7 +11,8 @@ import (
 	"stillframe/fsm"
 )
 
-// view is what readers see at one instant. It never changes but for changed, which is closed when the next one is there.
+// view is what readers see at one instant. It never changes but for changed, which is closed when the next one is
+// there.
 type view struct {
 	state   *fsm.State
 	index   uint64 // every entry up to this one that touches the state is in it
@@ -95,8 +96,8 @@ func (m *machine) Restore(r io.ReadCloser) error {
 	return nil
 }
 
-// publish makes a state visible and wakes who waits for a change. The index never goes back. Only the library's goroutine
-// brings a new state; advance, which may run beside it, brings none and keeps the one that is there.
+// publish makes a state visible and wakes who waits for a change. The index never goes back. Only the library's
+// goroutine brings a new state; advance, which may run beside it, brings none and keeps the one that is there.
 func (m *machine) publish(state *fsm.State, index uint64) {
 	for {
 		old := m.view.Load()

@@ -146,8 +146,8 @@ func TestFollowerFarBehind(t *testing.T) {
 	require.NoError(t, c.nodes[behind].State().Check())
 }
 
-// TestLeaderLosesItsMajority stops both followers: what was proposed is unknown, then nothing can be proposed, reads that
-// must be fresh fail, and when the others are back all three agree on one outcome.
+// TestLeaderLosesItsMajority stops both followers: what was proposed is unknown, then nothing can be proposed, reads
+// that must be fresh fail, and when the others are back all three agree on one outcome.
 func TestLeaderLosesItsMajority(t *testing.T) {
 	c := startTrio(t, func(cfg *Config) {
 		// The leader must not notice before the first proposal, however slow the machine.

@@ -32,8 +32,8 @@ func (tcpStream) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn,
 	return net.DialTimeout("tcp", string(addr), timeout)
 }
 
-// inbound is a stream layer that closes what it accepted when it is closed. The library leaves that to the peers, and its
-// goroutines behind.
+// inbound is a stream layer that closes what it accepted when it is closed. The library leaves that to the peers, and
+// its goroutines behind.
 type inbound struct {
 	raft.StreamLayer
 	mu     sync.Mutex

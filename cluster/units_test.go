@@ -56,7 +56,8 @@ func TestRaftLogger(t *testing.T) {
 	args := []any{"servers", hclog.Fmt("%d of %s", 3, "five")}
 	l.Named("net").With("peer", "b").Warn("slow", args...)
 	line := buf.String()
-	for _, want := range []string{"level=WARN", "msg=slow", "component=raft", "part=net", "peer=b", `servers="3 of five"`} {
+	for _, want := range []string{"level=WARN", "msg=slow", "component=raft",
+		"part=net", "peer=b", `servers="3 of five"`} {
 		require.Contains(t, line, want)
 	}
 	require.IsType(t, hclog.Format{}, args[1], "the caller's arguments stay as they were")

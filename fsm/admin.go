@@ -95,7 +95,8 @@ func (d *draft) applyPutTemplate(c PutTemplate) (Template, *Error) {
 	p.id("the template's id", string(t.ID))
 	p.name("the template's name", t.Name)
 	p.addf(validName(t.Digest), "the template's digest is missing or malformed")
-	p.addf(t.Org == "" || !strings.HasPrefix(t.Name, systemPrefix), "template names with %s are the system's", systemPrefix)
+	p.addf(t.Org == "" || !strings.HasPrefix(t.Name, systemPrefix),
+		"template names with %s are the system's", systemPrefix)
 	if p.err != nil {
 		return Template{}, p.err
 	}

@@ -69,7 +69,8 @@ func TestRegisterNode(t *testing.T) {
 	}, n, "to register again neither drains nor undrains")
 	w.refused(RegisterNode{Now: w.now, Node: Node{}}, KindInvalid, "id")
 	w.refused(RegisterNode{Now: w.now, Node: Node{ID: "n", Capacity: Capacity{MemoryMiB: -1}}}, KindInvalid, "capacity")
-	w.refused(RegisterNode{Now: w.now, Node: Node{ID: "n", Capacity: Capacity{DiskMiB: 1 << 60}}}, KindInvalid, "capacity")
+	w.refused(RegisterNode{Now: w.now, Node: Node{ID: "n", Capacity: Capacity{DiskMiB: 1 << 60}}}, KindInvalid,
+		"capacity")
 	require.Len(t, w.s.Nodes(), 2)
 }
 

@@ -36,12 +36,15 @@ func checkIndexes(s *State) error {
 	for _, err := range []error{
 		same("orgNames", s.orgNames, want.orgNames), same("keyHashes", s.keyHashes, want.keyHashes),
 		same("orgKeys", s.orgKeys, want.orgKeys), same("templateNames", s.templateNames, want.templateNames),
-		same("orgSandboxes", s.orgSandboxes, want.orgSandboxes), same("nodeSandboxes", s.nodeSandboxes, want.nodeSandboxes),
+		same("orgSandboxes", s.orgSandboxes, want.orgSandboxes),
+		same("nodeSandboxes", s.nodeSandboxes, want.nodeSandboxes),
 		same("snapshotSandboxes", s.snapshotSandboxes, want.snapshotSandboxes),
 		same("sandboxTimeouts", s.sandboxTimeouts, want.sandboxTimeouts),
 		same("snapshotNames", s.snapshotNames, want.snapshotNames),
-		same("orgSnapshots", s.orgSnapshots, want.orgSnapshots), same("nodeSnapshots", s.nodeSnapshots, want.nodeSnapshots),
-		same("openIntents", s.openIntents, want.openIntents), same("closedIntents", s.closedIntents, want.closedIntents),
+		same("orgSnapshots", s.orgSnapshots, want.orgSnapshots),
+		same("nodeSnapshots", s.nodeSnapshots, want.nodeSnapshots),
+		same("openIntents", s.openIntents, want.openIntents),
+		same("closedIntents", s.closedIntents, want.closedIntents),
 		same("requestExpiries", s.requestExpiries, want.requestExpiries),
 		same("nodeUse", s.nodeUse, want.nodeUse), same("orgCounts", s.orgCounts, want.orgCounts),
 	} {
@@ -79,7 +82,8 @@ func checkSandboxes(s *State) error {
 			return fmt.Errorf("sandbox %s is %s with intent %q", sb.ID, sb.State, sb.Intent)
 		}
 		if (sb.State == SandboxStarting) != (sb.LaunchedAt == 0) || (sb.LaunchedAt == 0) != (sb.TimeoutAt == 0) {
-			return fmt.Errorf("sandbox %s is %s, launched at %d, to end at %d", sb.ID, sb.State, sb.LaunchedAt, sb.TimeoutAt)
+			return fmt.Errorf("sandbox %s is %s, launched at %d, to end at %d", sb.ID, sb.State, sb.LaunchedAt,
+				sb.TimeoutAt)
 		}
 		if sb.Intent == "" {
 			continue
@@ -87,7 +91,8 @@ func checkSandboxes(s *State) error {
 		in, ok := s.Intent(sb.Intent)
 		if !ok || in.State != IntentOpen || in.Sandbox != sb.ID || in.Owner != sb.Owner || in.Epoch != sb.Epoch ||
 			!slices.Contains(kinds, in.Kind) {
-			return fmt.Errorf("sandbox %s is %s at epoch %d on %s with intent %+v", sb.ID, sb.State, sb.Epoch, sb.Owner, in)
+			return fmt.Errorf("sandbox %s is %s at epoch %d on %s with intent %+v", sb.ID, sb.State, sb.Epoch,
+				sb.Owner, in)
 		}
 	}
 	return nil
@@ -109,7 +114,8 @@ func checkSnapshots(s *State) error {
 		in, ok := s.Intent(sn.Intent)
 		if !ok || in.State != IntentOpen || in.Snapshot != sn.ID || in.Owner != sn.Owner || in.Epoch != sn.Epoch ||
 			in.Kind != kinds[sn.State] {
-			return fmt.Errorf("snapshot %s is %s at epoch %d on %s with intent %+v", sn.ID, sn.State, sn.Epoch, sn.Owner, in)
+			return fmt.Errorf("snapshot %s is %s at epoch %d on %s with intent %+v", sn.ID, sn.State, sn.Epoch,
+				sn.Owner, in)
 		}
 	}
 	return nil

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var rewrite = flag.Bool("rewrite", false, "write the golden files anew; what they had is what old logs hold, so add, don't change")
+var rewrite = flag.Bool("rewrite", false, "write the golden files anew; what they held is in old logs: add to it only")
 
 // everyCommand has one command of each type with every field set, in the order of the types.
 func everyCommand() []Command {
@@ -22,18 +22,22 @@ func everyCommand() []Command {
 	policy := &NetworkPolicy{
 		Mode: "custom", AllowDomains: []string{"*.example.com"}, AllowCIDRs: []string{"10.0.0.0/8"},
 		Transforms: []Transform{{
-			Domain: "api.example.com", InjectHeaders: map[string]string{"x-b": "2", "x-a": "1"}, StripHeaders: []string{"cookie"},
+			Domain: "api.example.com", InjectHeaders: map[string]string{"x-b": "2", "x-a": "1"},
+			StripHeaders: []string{"cookie"},
 		}},
 	}
 	now := Time(1_700_000_000_123_456_789)
 	return []Command{
 		PutOrg{Now: now, Org: Org{ID: "org-a", Name: "alpha", CreatedAt: 5, MaxSandboxes: 10, MaxSnapshots: 300}},
-		PutKey{Now: now, Key: APIKey{ID: "key-a", Org: "org-a", Label: "laptop", Hash: [32]byte{9}, CreatedAt: 5, RevokedAt: 6}},
+		PutKey{Now: now, Key: APIKey{
+			ID: "key-a", Org: "org-a", Label: "laptop", Hash: [32]byte{9}, CreatedAt: 5, RevokedAt: 6,
+		}},
 		RevokeKey{Now: now, ID: "key-a"},
 		RegisterNode{Now: now, Node: Node{
 			ID: "node-1", Name: "first", APIAddr: "127.0.0.1:8080",
-			Capacity: Capacity{VCPU: 8, MemoryMiB: 65536, DiskMiB: 1 << 20}, VMM: "cloud-hypervisor", VMMVersion: "v52.0",
-			CPUFingerprint: "f00d", CloneMethod: "reflink", Drained: true, RegisteredAt: 7,
+			Capacity: Capacity{VCPU: 8, MemoryMiB: 65536, DiskMiB: 1 << 20},
+			VMM:      "cloud-hypervisor", VMMVersion: "v52.0", CPUFingerprint: "f00d",
+			CloneMethod: "reflink", Drained: true, RegisteredAt: 7,
 		}},
 		PutTemplate{Now: now, Template: Template{
 			ID: "tpl-1", Org: "org-a", Name: "mine", Digest: "sha256:aa", CreatedAt: 8,
@@ -75,8 +79,8 @@ func TestEveryTypeIsCovered(t *testing.T) {
 	}
 }
 
-// TestGoldenCommands pins the bytes of every command, filled and empty: today's encoder writes them, and a decoder of any
-// later version must read them.
+// TestGoldenCommands pins the bytes of every command, filled and empty: today's encoder writes them, and a decoder of
+// any later version must read them.
 func TestGoldenCommands(t *testing.T) {
 	path := filepath.Join("testdata", "commands.golden")
 	var lines []string

@@ -33,7 +33,8 @@ type Request struct {
 	BodyHash [32]byte `codec:"h"`
 }
 
-// PutOrg makes an organization, or changes the name and the limits of the one with the same ID. A name in use by another: conflict.
+// PutOrg makes an organization, or changes the name and the limits of the one with the same ID. A name in use by
+// another: conflict.
 type PutOrg struct {
 	Now Time `codec:"now"`
 	Org Org  `codec:"org"`
@@ -97,7 +98,8 @@ type RestoreSnapshot struct {
 }
 
 // CreateSnapshot opens a snapshot intent and reserves the name. The sandbox must be running. With an empty Name the
-// GeneratedName is used, made unique by a numeric suffix where it is taken, so that it is never a reason for a conflict.
+// GeneratedName is used, made unique by a numeric suffix where it is taken, so that it is never a reason for a
+// conflict.
 type CreateSnapshot struct {
 	Now           Time       `codec:"now"`
 	Request       Request    `codec:"rq"`
@@ -135,7 +137,7 @@ type DeleteSnapshot struct {
 //	delete            done: sandbox gone                         failed: sandbox stopped, reason kept; may be retried
 //	delete-snapshot   done: snapshot gone, name free             failed: snapshot ready again
 //
-// A done snapshot intent with KillAfter opens a delete intent with the ID NextIntent.
+// A done snapshot intent with KillAfter opens a delete intent with the ID NextIntent, and is refused without one.
 type Complete struct {
 	Now            Time      `codec:"now"`
 	Intent         IntentID  `codec:"in"`
@@ -203,7 +205,7 @@ func (Tick) commandType() CommandType            { return TypeTick }
 type Result struct {
 	Err      *Error
 	Replayed bool     // the idempotency key was known: Intent (or Request) is the first attempt's
-	Intent   Intent   // of the commands that open or close one
+	Intent   Intent   // of the commands that open or close one; of a superseded completion, as it is
 	Template Template // of PutTemplate
 	Request  RequestRecord
 }

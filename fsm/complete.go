@@ -102,8 +102,8 @@ func (d *draft) closeSnapshot(in *Intent, c Complete) {
 	}
 }
 
-// closeDelete ends a delete intent. A failed one leaves the sandbox stopped, to be deleted again by its owner's word or,
-// after its timeout, by a Tick: not at once, or a deletion that cannot succeed would fill the log.
+// closeDelete ends a delete intent. A failed one leaves the sandbox stopped, to be deleted again by its owner's word
+// or, after its timeout, by a Tick: not at once, or a deletion that cannot succeed would fill the log.
 func (d *draft) closeDelete(in *Intent) {
 	if in.State == IntentDone {
 		d.dropSandbox(in.Sandbox)

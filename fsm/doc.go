@@ -1,12 +1,12 @@
-// Package fsm is the replicated state of Stillframe: organizations and keys, nodes, templates, sandboxes, snapshots with
-// their names, intents and idempotency records. It is a pure state machine: Apply takes a State and a Command to the next
-// State and a Result. It imports nothing of this module and has no clock, no I/O, no randomness and no iteration over
-// Go maps, so that one log gives one state, byte for byte, on every node. Time comes from the command's Now, identifiers
-// from its proposer.
+// Package fsm is the replicated state of Stillframe: organizations and keys, nodes, templates, sandboxes, snapshots
+// with their names, intents and idempotency records. It is a pure state machine: Apply takes a State and a Command to
+// the next State and a Result. It imports nothing of this module and has no clock, no I/O, no randomness and no
+// iteration over Go maps, so that one log gives one state, byte for byte, on every node. Time comes from the
+// command's Now, identifiers from its proposer.
 //
-// A State never changes. Its fields are immutable radix trees that share structure with their predecessors, so a reader
-// needs no lock, a snapshot is a pointer, and a refused command costs nothing. What a read returns shares memory with the
-// state: callers must not write to its maps, slices and pointers.
+// A State never changes. Its fields are immutable radix trees that share structure with their predecessors, so a
+// reader needs no lock, a snapshot is a pointer, and a refused command costs nothing. What a read returns shares
+// memory with the state: callers must not write to its maps, slices and pointers.
 //
 // # Guarantees
 //
@@ -27,7 +27,7 @@
 //
 // # Not guaranteed
 //
-// Nothing here knows whether a node is alive, and nothing fails an intent by itself: the leader's rules and the owners
-// propose that. Proposers' clocks may disagree, and Now may go back from one command to the next: retention and timeouts
-// are as good as those clocks.
+// Nothing here knows whether a node is alive, and nothing fails an intent by itself: the leader's rules and the
+// owners propose that. Proposers' clocks may disagree, and Now may go back from one command to the next: retention
+// and timeouts are as good as those clocks.
 package fsm

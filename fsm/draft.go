@@ -2,8 +2,8 @@ package fsm
 
 import iradix "github.com/hashicorp/go-immutable-radix/v2"
 
-// draft is a state in the making: the only thing with methods that write. It is dropped when its command is refused, and
-// its State is never written again once Apply or Read has returned it.
+// draft is a state in the making: the only thing with methods that write. It is dropped when its command is refused,
+// and its State is never written again once Apply or Read has returned it.
 type draft struct{ State }
 
 func (s *State) draft() *draft { return &draft{*s} }

@@ -2,8 +2,8 @@ package fsm
 
 import "fmt"
 
-// place chooses the owner of a new sandbox: among the nodes that are not drained and have room for the whole of need, the
-// one with the most free memory, and of equals the one with the smallest ID.
+// place chooses the owner of a new sandbox: among the nodes that are not drained and have room for the whole of need,
+// the one with the most free memory, and of equals the one with the smallest ID.
 func (s *State) place(need Capacity) (NodeID, *Error) {
 	var best, freest Node
 	var bestFree, freestFree Capacity

@@ -93,7 +93,8 @@ func (g *script) next(s *State) Command {
 	switch g.choose(20) {
 	case 0:
 		return PutOrg{Now: g.now, Org: Org{
-			ID: g.org(), Name: pick(g, "alpha", "beta", "gamma"), MaxSandboxes: pick(g, 0, 10, 4), MaxSnapshots: pick(g, 0, 3),
+			ID: g.org(), Name: pick(g, "alpha", "beta", "gamma"),
+			MaxSandboxes: pick(g, 0, 10, 4), MaxSnapshots: pick(g, 0, 3),
 		}}
 	case 1:
 		return PutKey{Now: g.now, Key: APIKey{
@@ -125,7 +126,8 @@ func (g *script) next(s *State) Command {
 	case 10, 11:
 		return CreateSnapshot{
 			Now: g.now, Request: g.request(), Intent: g.intent(), Org: g.org(), Sandbox: g.sandbox(),
-			Snapshot: g.snapshot(), Name: g.name(), GeneratedName: pick(g, "otter", "badger"), KillAfter: g.choose(3) == 0,
+			Snapshot: g.snapshot(), Name: g.name(), GeneratedName: pick(g, "otter", "badger"),
+			KillAfter: g.choose(3) == 0,
 		}
 	case 12:
 		return DeleteSandbox{Now: g.now, Intent: g.intent(), Org: g.org(), Sandbox: g.sandbox()}
@@ -183,7 +185,9 @@ func setup(g *script, tb testing.TB) [][]byte {
 	var log [][]byte
 	for _, cmd := range []Command{
 		PutOrg{Now: g.now, Org: Org{ID: "org-a", Name: "alpha"}},
-		RegisterNode{Now: g.now, Node: Node{ID: "node-1", Capacity: Capacity{VCPU: 16, MemoryMiB: 16384, DiskMiB: 1 << 20}}},
+		RegisterNode{Now: g.now, Node: Node{
+			ID: "node-1", Capacity: Capacity{VCPU: 16, MemoryMiB: 16384, DiskMiB: 1 << 20},
+		}},
 		PutTemplate{Now: g.now, Template: Template{ID: "tpl-0", Name: "system/debian", Digest: "sha256:0"}},
 	} {
 		b, err := Encode(cmd)

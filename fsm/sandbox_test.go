@@ -24,7 +24,8 @@ func TestCreateSandbox(t *testing.T) {
 	sb := w.sandbox("sbx-1")
 	require.Equal(t, Sandbox{
 		ID: "sbx-1", Org: "org-a", Template: "tpl-1", TemplateName: "system/debian", TemplateDigest: "sha256:aa",
-		VCPU: 1, MemoryMiB: 1024, DiskMiB: 10240, TimeoutSec: 300, AutoPause: true, EnvVars: c.EnvVars, NetworkPolicy: c.NetworkPolicy,
+		VCPU: 1, MemoryMiB: 1024, DiskMiB: 10240, TimeoutSec: 300, AutoPause: true,
+		EnvVars: c.EnvVars, NetworkPolicy: c.NetworkPolicy,
 		State: SandboxStarting, Owner: "node-1", Epoch: 1, Intent: in.ID, CreatedAt: t0, UpdatedAt: t0, StateAt: t0,
 	}, sb)
 	require.Equal(t, []Intent{in}, w.s.OpenIntents("node-1"))
@@ -42,6 +43,7 @@ func TestCreateSandbox(t *testing.T) {
 }
 
 func TestCreateSandboxRefusals(t *testing.T) {
+	long := strings.Repeat("x", 256)
 	for _, c := range []struct {
 		name   string
 		change func(*CreateSandbox)
@@ -55,7 +57,7 @@ func TestCreateSandboxRefusals(t *testing.T) {
 		{"no intent", func(c *CreateSandbox) { c.Intent = "" }, KindInvalid, "intent"},
 		{"no id", func(c *CreateSandbox) { c.Sandbox = "" }, KindInvalid, "sandbox"},
 		{"id with a slash", func(c *CreateSandbox) { c.Sandbox = "../x" }, KindInvalid, "sandbox"},
-		{"id too long", func(c *CreateSandbox) { c.Sandbox = SandboxID(strings.Repeat("x", 129)) }, KindInvalid, "sandbox"},
+		{"id too long", func(c *CreateSandbox) { c.Sandbox = SandboxID(long[:129]) }, KindInvalid, "sandbox"},
 		{"no vcpu", func(c *CreateSandbox) { c.VCPU = 0 }, KindInvalid, "vcpu"},
 		{"much memory", func(c *CreateSandbox) { c.MemoryMiB = 1 << 62 }, KindInvalid, "memory"},
 		{"negative disk", func(c *CreateSandbox) { c.DiskMiB = -1 }, KindInvalid, "disk"},
@@ -66,7 +68,7 @@ func TestCreateSandboxRefusals(t *testing.T) {
 		{"id in use", func(c *CreateSandbox) { c.Sandbox = "sbx-there" }, KindConflict, "sbx-there already exists"},
 		{"intent in use", func(c *CreateSandbox) { c.Intent = "int-create-sbx-there" }, KindConflict, "already exists"},
 		{"bad key", func(c *CreateSandbox) { c.Request.Key = "a b" }, KindInvalid, "Idempotency-Key"},
-		{"long key", func(c *CreateSandbox) { c.Request.Key = strings.Repeat("k", 256) }, KindInvalid, "Idempotency-Key"},
+		{"long key", func(c *CreateSandbox) { c.Request.Key = long }, KindInvalid, "Idempotency-Key"},
 		{"too big", func(c *CreateSandbox) { c.VCPU = 4 }, KindUnavailable, "4 vCPU"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -94,7 +96,9 @@ func TestCreateFails(t *testing.T) {
 func TestPlacement(t *testing.T) {
 	w := newWorld(t) // node-1: 4 vCPU, 4096 MiB
 	node := func(id NodeID, vcpu int, memory, disk int64) {
-		w.ok(RegisterNode{Now: w.now, Node: Node{ID: id, Capacity: Capacity{VCPU: vcpu, MemoryMiB: memory, DiskMiB: disk}}})
+		w.ok(RegisterNode{Now: w.now, Node: Node{
+			ID: id, Capacity: Capacity{VCPU: vcpu, MemoryMiB: memory, DiskMiB: disk},
+		}})
 	}
 	node("node-0", 4, 4096, 40960)  // as free as node-1, before it by id
 	node("node-2", 0, 65536, 40960) // no vCPU
@@ -131,7 +135,9 @@ func TestPlacementWithoutNodes(t *testing.T) {
 func TestNodeThatShrinks(t *testing.T) {
 	w := newWorld(t)
 	w.running("sbx-1")
-	w.ok(RegisterNode{Now: w.now, Node: Node{ID: "node-1", Capacity: Capacity{VCPU: 1, MemoryMiB: 512, DiskMiB: 40960}}})
+	w.ok(RegisterNode{Now: w.now, Node: Node{
+		ID: "node-1", Capacity: Capacity{VCPU: 1, MemoryMiB: 512, DiskMiB: 40960},
+	}})
 	w.refused(w.create("sbx-2"), KindUnavailable, "-512 MiB of memory")
 }
 

@@ -15,7 +15,8 @@ func (d *draft) createSnapshot(c CreateSnapshot) (Intent, *Error) {
 		return Intent{}, err
 	}
 	if sb.State != SandboxRunning {
-		return Intent{}, Errorf(KindConflict, "sandbox %s is %s; only a running one can be snapshotted", sb.ID, sb.State)
+		return Intent{}, Errorf(KindConflict, "sandbox %s is %s; only a running one can be snapshotted", sb.ID,
+			sb.State)
 	}
 	if _, ok := d.Snapshot(c.Snapshot); ok {
 		return Intent{}, Errorf(KindConflict, "snapshot %s already exists", c.Snapshot)
@@ -25,7 +26,8 @@ func (d *draft) createSnapshot(c CreateSnapshot) (Intent, *Error) {
 	}
 	o, _ := d.Org(c.Org)
 	if n, _ := d.orgCounts.Get([]byte(c.Org)); o.MaxSnapshots > 0 && n.snapshots >= o.MaxSnapshots {
-		return Intent{}, Errorf(KindLimit, "the organization has %d of at most %d snapshots", n.snapshots, o.MaxSnapshots)
+		return Intent{}, Errorf(KindLimit, "the organization has %d of at most %d snapshots", n.snapshots,
+			o.MaxSnapshots)
 	}
 	sb.setState(c.Now, SandboxSnapshotting, "")
 	sb.Epoch++

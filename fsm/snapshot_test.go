@@ -192,8 +192,10 @@ func TestRestoreSnapshot(t *testing.T) {
 	sb := w.sandbox("sbx-2")
 	require.Equal(t, Sandbox{
 		ID: "sbx-2", Org: "org-a", Template: "tpl-1", TemplateName: "system/debian", TemplateDigest: "sha256:aa",
-		Snapshot: "snap-1", VCPU: 1, MemoryMiB: 1024, DiskMiB: 10240, TimeoutSec: 60, EnvVars: c.EnvVars, NetworkPolicy: c.NetworkPolicy,
-		State: SandboxStarting, Owner: "node-1", Epoch: 1, Intent: in.ID, CreatedAt: w.now, UpdatedAt: w.now, StateAt: w.now,
+		Snapshot: "snap-1", VCPU: 1, MemoryMiB: 1024, DiskMiB: 10240, TimeoutSec: 60,
+		EnvVars: c.EnvVars, NetworkPolicy: c.NetworkPolicy,
+		State: SandboxStarting, Owner: "node-1", Epoch: 1, Intent: in.ID, CreatedAt: w.now,
+		UpdatedAt: w.now, StateAt: w.now,
 	}, sb)
 	w.done(in, nil)
 

@@ -99,9 +99,9 @@ func (s *State) Node(id NodeID) (Node, bool) { return s.nodes.Get([]byte(id)) }
 // Nodes gives every node, by ID.
 func (s *State) Nodes() []Node { return all(s.nodes) }
 
-// Used gives what a node holds, against its Capacity: the virtual CPUs and memory of its sandboxes that are not stopped,
-// the disk of all its sandboxes, and what its snapshots have stored. A snapshot that is creating counts nothing yet,
-// for what it will store is not known.
+// Used gives what a node holds, against its Capacity: the virtual CPUs and memory of its sandboxes that are not
+// stopped, the disk of all its sandboxes, and what its snapshots have stored. A snapshot that is creating counts
+// nothing yet, for what it will store is not known.
 func (s *State) Used(id NodeID) Capacity {
 	use, _ := s.nodeUse.Get([]byte(id))
 	return use

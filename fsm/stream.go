@@ -13,9 +13,9 @@ import (
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 )
 
-// The stream of a state is streamMagic, then a frame for each row of each table (the table's tag, the length of the row
-// as an unsigned varint, the row as MessagePack), tables by tag and rows by key, then tagEnd and the SHA-256 of all that
-// came before. Equal states give equal streams.
+// The stream of a state is streamMagic, then a frame for each row of each table (the table's tag, the length of the
+// row as an unsigned varint, the row as MessagePack), tables by tag and rows by key, then tagEnd and the SHA-256 of
+// all that came before. Equal states give equal streams.
 var streamMagic = []byte("stillframe state 1\n")
 
 // The tags of the tables. A number, once used, keeps its meaning for ever.
@@ -102,8 +102,8 @@ func writeTable[T any](sw *streamWriter, tag byte, t *iradix.Tree[T]) {
 	}
 }
 
-// Read gives the state that WriteTo wrote, to the end of r. On an error, also for a stream that is cut short, changed or
-// followed by anything, there is no state: all or nothing.
+// Read gives the state that WriteTo wrote, to the end of r. On an error, also for a stream that is cut short, changed
+// or followed by anything, there is no state: all or nothing.
 func Read(r io.Reader) (*State, error) {
 	s, err := readStream(r)
 	if err != nil {

@@ -72,7 +72,7 @@ func TestGoldenState(t *testing.T) {
 	}
 	want, err := os.ReadFile(path)
 	require.NoError(t, err)
-	require.True(t, bytes.Equal(want, buf.Bytes()), "the format changed: give it a new version and keep reading this one")
+	require.True(t, bytes.Equal(want, buf.Bytes()), "the format changed: give it a new version and go on reading this")
 	s, err := Read(bytes.NewReader(want))
 	require.NoError(t, err)
 	require.NoError(t, s.Check())

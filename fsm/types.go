@@ -128,13 +128,15 @@ type Sandbox struct {
 	State          SandboxState      `codec:"s"`
 	StateReason    string            `codec:"sr,omitempty"` // more about the state, for people
 	Owner          NodeID            `codec:"ow"`
-	Epoch          uint64            `codec:"ep"`           // of the last intent on this sandbox; only grows
-	Intent         IntentID          `codec:"in,omitempty"` // the open intent; empty exactly when State is running or stopped
-	CreatedAt      Time              `codec:"c"`
-	UpdatedAt      Time              `codec:"u"`
-	LaunchedAt     Time              `codec:"l,omitempty"`  // when it became running
-	StateAt        Time              `codec:"sa"`           // when State last changed
-	TimeoutAt      Time              `codec:"ta,omitempty"` // LaunchedAt + TimeoutSec; zero while starting
+	Epoch          uint64            `codec:"ep"` // of the last intent on this sandbox; only grows
+	// Intent is the open intent; empty exactly when State is running or stopped.
+	Intent     IntentID `codec:"in,omitempty"`
+	CreatedAt  Time     `codec:"c"`
+	UpdatedAt  Time     `codec:"u"`
+	LaunchedAt Time     `codec:"l,omitempty"` // when it became running
+	StateAt    Time     `codec:"sa"`          // when State last changed
+	// TimeoutAt is LaunchedAt + TimeoutSec, or later after a failed deletion (see DeleteRetry); zero while starting.
+	TimeoutAt Time `codec:"ta,omitempty"`
 }
 
 // SnapshotState says how far a snapshot is.
@@ -185,9 +187,10 @@ type Snapshot struct {
 	State         SnapshotState     `codec:"s"`
 	Owner         NodeID            `codec:"ow"` // the node that holds the data
 	Epoch         uint64            `codec:"ep"`
-	Intent        IntentID          `codec:"in,omitempty"` // the open intent on this snapshot; empty exactly when State is ready
-	Manifest      *Manifest         `codec:"mf,omitempty"` // set exactly when State is not creating
-	CreatedAt     Time              `codec:"c"`
+	// Intent is the open intent on this snapshot; empty exactly when State is ready.
+	Intent    IntentID  `codec:"in,omitempty"`
+	Manifest  *Manifest `codec:"mf,omitempty"` // set exactly when State is not creating
+	CreatedAt Time      `codec:"c"`
 }
 
 // IntentKind is what an intent wants done.
@@ -225,8 +228,8 @@ type Intent struct {
 	// KillAfter: a snapshot intent that, done, deletes its sandbox (by a delete intent that its completion opens).
 	KillAfter bool   `codec:"ka,omitempty"`
 	Error     *Error `codec:"er,omitempty"` // set exactly when failed
-	// ResultSandbox and ResultSnapshot are copies as of the closing, so that a retry is answered the same for as long as
-	// the intent is kept, whatever has happened since.
+	// ResultSandbox and ResultSnapshot are copies as of the closing, so that a retry is answered the same for as long
+	// as the intent is kept, whatever has happened since.
 	ResultSandbox  *Sandbox  `codec:"rs,omitempty"`
 	ResultSnapshot *Snapshot `codec:"rn,omitempty"`
 	CreatedAt      Time      `codec:"c"`
