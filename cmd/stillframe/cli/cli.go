@@ -67,16 +67,35 @@ type Command func(Env) *cobra.Command
 // Run carries out one command line (without the program's name) and gives the exit code of the process. A cancelled
 // context interrupts it.
 func Run(ctx context.Context, env Env, args []string, more ...Command) int {
-	root := New(env, more...)                 //nolint:contextcheck // the commands get ctx from ExecuteContextC
+	root := New(env, more...)
 	root.SetArgs(append([]string{}, args...)) // nil would mean those of the process
+	started := false
+	onStart(root, func() { started = true })
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return ExitOK
+	}
+	var usage usageError
+	if !started && !errors.As(err, &usage) {
+		err = usageError{err} // cobra's own checks, such as of required flags, fail before a command starts
 	}
 	if ctx.Err() != nil {
 		err = errors.Join(errInterrupted, err)
 	}
 	return explain(env, cmd, err)
+}
+
+// onStart has f called when a command of the tree begins its own work.
+func onStart(cmd *cobra.Command, f func()) {
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			f()
+			return run(cmd, args)
+		}
+	}
+	for _, child := range cmd.Commands() {
+		onStart(child, f)
+	}
 }
 
 // New makes the tree of all commands. Most callers want Run.

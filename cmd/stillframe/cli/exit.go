@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -143,7 +144,7 @@ func describe(err error) (int, []string) {
 	)
 	switch {
 	case errors.Is(err, errInterrupted):
-		return ExitInterrupted, append([]string{"interrupted"}, again(err)...)
+		return ExitInterrupted, append([]string{interruption(err)}, again(err)...)
 	case errors.As(err, &usage):
 		return ExitUsage, []string{usage.Error()}
 	case errors.Is(err, errNoKey):
@@ -224,6 +225,14 @@ func adminHint(e *client.NetworkError) string {
 		return "Only the user that the node runs as (usually root) may use its admin socket."
 	}
 	return "Is the node running? Its log tells more."
+}
+
+// interruption says what an interrupted command said, where that is more than that it was interrupted.
+func interruption(err error) string {
+	if errors.Is(err, context.Canceled) {
+		return errInterrupted.Error()
+	}
+	return strings.ReplaceAll(err.Error(), "\n", ": ")
 }
 
 // again says how a request whose answer is lost can be asked again without doing it twice.

@@ -2,6 +2,8 @@ package cli_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -146,14 +148,28 @@ func TestCompletion(t *testing.T) {
 func TestMoreCommands(t *testing.T) {
 	w := newWorld(t)
 	serve := func(env cli.Env) *cobra.Command {
-		return &cobra.Command{Use: "serve", Short: "Serve", RunE: func(*cobra.Command, []string) error {
+		cmd := &cobra.Command{Use: "serve", Short: "Serve", RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cmd.Context().Err(); err != nil {
+				return errors.New("could not stop in time")
+			}
 			_, err := env.Out.Write([]byte("served\n"))
 			return err
 		}}
+		cmd.Flags().String("data", "", "a folder")
+		require.NoError(t, cmd.MarkFlagRequired("data"))
+		return cmd
 	}
-	require.Equal(t, 0, cli.Run(t.Context(), w.env(), []string{"serve"}, serve))
+	require.Equal(t, cli.ExitUsage, cli.Run(t.Context(), w.env(), []string{"serve"}, serve))
+	require.Contains(t, w.err.String(), `required flag(s) "data" not set`)
+	require.Equal(t, 0, cli.Run(t.Context(), w.env(), []string{"serve", "--data", "x"}, serve))
 	require.Equal(t, "served\n", w.out.String())
 	w.out.Reset()
 	require.Equal(t, 0, cli.Run(t.Context(), w.env(), nil, serve))
 	require.True(t, bytes.Contains(w.out.Bytes(), []byte("  serve       Serve\n")), w.out.String())
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	w.err.Reset()
+	require.Equal(t, cli.ExitInterrupted, cli.Run(ctx, w.env(), []string{"serve", "--data", "x"}, serve))
+	require.Equal(t, "stillframe: interrupted: could not stop in time\n", w.err.String(), "why is not lost")
 }
