@@ -167,6 +167,9 @@ func describeRefusal(e *client.Error) (int, []string) {
 	lines := []string{e.Message}
 	for _, f := range e.Fields {
 		lines = append(lines, f.Field+": "+f.Problem)
+		if f.Field == "template_name" {
+			lines = append(lines, "The templates there are: stillframe template list")
+		}
 	}
 	code := ExitFailure
 	switch e.Status {
@@ -180,6 +183,8 @@ func describeRefusal(e *client.Error) (int, []string) {
 		code = ExitNotFound
 	case http.StatusConflict:
 		code = ExitConflict
+	case http.StatusRequestEntityTooLarge:
+		lines = append(lines, "Copy a large file in parts: split -b 8M FILE, and cat them together in the sandbox.")
 	case http.StatusTooManyRequests:
 		code = ExitUnavailable
 		lines = append(lines, "Delete what is not needed any more, or ask whoever runs the node for a higher limit.")

@@ -59,7 +59,7 @@ func (a *app) sandboxCreate() *cobra.Command {
 			sandbox, err := c.CreateSandbox(ctx, in)
 			stop()
 			if err != nil {
-				return withHint(err, http.StatusNotFound, "The templates there are: stillframe template list")
+				return err
 			}
 			return a.printSandbox(sandbox)
 		},
