@@ -99,7 +99,7 @@ func (s *Server) apply(c *call, cmd fsm.Command) error {
 }
 
 func (s *Server) listOrgs(c *call) (reply, error) {
-	state, err := s.read(c)
+	state, err := s.read(c.ctx)
 	if err != nil {
 		return reply{}, err
 	}
@@ -144,7 +144,7 @@ func (s *Server) createKey(c *call) (reply, error) {
 	if err := errs.err(); err != nil {
 		return reply{}, err
 	}
-	state, err := s.read(c)
+	state, err := s.read(c.ctx)
 	if err != nil {
 		return reply{}, err
 	}
@@ -166,7 +166,7 @@ func (s *Server) createKey(c *call) (reply, error) {
 
 // listKeys lists keys, good and revoked, of one organization (?org=) or of all.
 func (s *Server) listKeys(c *call) (reply, error) {
-	state, err := s.read(c)
+	state, err := s.read(c.ctx)
 	if err != nil {
 		return reply{}, err
 	}

@@ -23,18 +23,19 @@ func TestAdministration(t *testing.T) {
 	e := newEnv(t)
 	resp := e.adm("POST", "/admin/v1/orgs", `{"name":"acme","max_sandboxes":3}`)
 	require.Equal(t, 201, resp.status, "%s", resp.body)
-	org := resp.object(t)
+	org, orgID := resp.object(t), resp.text(t, "id")
 	require.Regexp(t, `^org-[a-z2-7]{26}$`, org["id"])
 	require.EqualValues(t, 3, org["max_sandboxes"])
 	require.Equal(t, 409, e.adm("POST", "/admin/v1/orgs", `{"name":"acme"}`).status)
 	orgs := e.adm("GET", "/admin/v1/orgs/", "").object(t)
 	require.EqualValues(t, 2, orgs["total_items"])
 
-	for _, ref := range []string{"acme", org["id"].(string)} {
+	for _, ref := range []string{"acme", orgID} {
 		resp = e.adm("POST", "/admin/v1/keys", `{"org":"`+ref+`","label":"laptop of Ä"}`)
 		require.Equal(t, 201, resp.status, "%s", resp.body)
 		key := resp.object(t)
-		secret := key["key"].(string)
+		id := resp.text(t, "id")
+		secret := resp.text(t, "key")
 		require.Regexp(t, `^sf_[A-Za-z0-9_-]{43}$`, secret)
 		require.Equal(t, org["id"], key["org"])
 		require.Equal(t, "acme", key["org_name"])
@@ -43,7 +44,7 @@ func TestAdministration(t *testing.T) {
 		use := func() int { return e.send(request{method: "GET", path: "/v1/sandboxes", key: secret}).status }
 		require.Equal(t, 200, use())
 		for range 2 {
-			require.Equal(t, 204, e.adm("DELETE", "/admin/v1/keys/"+key["id"].(string), "").status)
+			require.Equal(t, 204, e.adm("DELETE", "/admin/v1/keys/"+id, "").status)
 		}
 		require.Equal(t, 401, use())
 		require.NotContains(t, e.logs.String(), secret)

@@ -28,7 +28,7 @@ func TestSandboxLifecycle(t *testing.T) {
 	require.NotContains(t, sb, "network_policy")
 	require.NotContains(t, sb, "warnings")
 
-	id := sb["id"].(string)
+	id := resp.text(t, "id")
 	for _, path := range []string{"/v1/sandbox/" + id, "/v1/sandbox/" + id + "/"} {
 		got := e.do("GET", path, nil)
 		require.Equal(t, 200, got.status)
@@ -52,7 +52,7 @@ func TestSnapshotAndRestore(t *testing.T) {
 	source := e.sandbox()
 	resp := e.do("POST", "/v1/sandbox/"+source+"/snapshot/create", map[string]any{"name": "warm"})
 	require.Equal(t, 201, resp.status, "%s", resp.body)
-	sn := resp.object(t)
+	sn, id := resp.object(t), resp.text(t, "id")
 	require.Equal(t, "warm", sn["name"])
 	require.Equal(t, source, sn["sandbox_id"])
 	require.EqualValues(t, 12.345, sn["pause_ms"])
@@ -68,9 +68,8 @@ func TestSnapshotAndRestore(t *testing.T) {
 	require.Equal(t, sn["id"], clone["snapshot_id"])
 	require.EqualValues(t, 1800, clone["timeout"])
 
-	id := sn["id"].(string)
 	require.Equal(t, 409, e.do("DELETE", "/v1/snapshot/"+id, nil).status, "in use by the clone")
-	require.Equal(t, 204, e.do("DELETE", "/v1/sandbox/"+clone["id"].(string), nil).status)
+	require.Equal(t, 204, e.do("DELETE", "/v1/sandbox/"+resp.text(t, "id"), nil).status)
 	require.Equal(t, 204, e.do("DELETE", "/v1/snapshot/"+id+"/", nil).status)
 	require.Equal(t, 404, e.do("DELETE", "/v1/snapshot/"+id, nil).status)
 	require.Equal(t, 404, e.do("POST", "/v1/snapshot/restore", map[string]any{"snapshot_name": "warm"}).status)
@@ -84,7 +83,7 @@ func TestSnapshotWithoutABody(t *testing.T) {
 	for _, body := range []any{nil, "", "  \n", "{}", `{"name":null}`} {
 		resp := e.do("POST", "/v1/sandbox/"+source+"/snapshot/create", body)
 		require.Equal(t, 201, resp.status, "%s", resp.body)
-		name := resp.object(t)["name"].(string)
+		name := resp.text(t, "name")
 		require.True(t, validSnapshotName(name), name)
 		require.False(t, names[name])
 		names[name] = true
@@ -117,9 +116,9 @@ func TestSystemPaths(t *testing.T) {
 		require.Equal(t, 200, resp.status, path)
 		require.NotEmpty(t, resp.body)
 	}
-	resp := e.do("GET", "/v1/templates", nil).object(t)
-	require.EqualValues(t, 2, resp["total_items"])
-	require.Equal(t, "system/busybox", resp["items"].([]any)[0].(map[string]any)["name"])
+	templates := e.do("GET", "/v1/templates", nil)
+	require.EqualValues(t, 2, templates.object(t)["total_items"])
+	require.Equal(t, "system/busybox", templates.items(t)[0]["name"])
 	require.Equal(t, 501, e.do("GET", "/v1/node", nil).status)
 
 	resp405 := e.do("PUT", "/v1/sandboxes", nil)
@@ -127,7 +126,7 @@ func TestSystemPaths(t *testing.T) {
 	require.Equal(t, "GET, HEAD", resp405.header.Get("Allow"))
 	require.Equal(t, 404, e.do("GET", "/v1/nowhere", nil).status)
 	require.Equal(t, 404, e.do("GET", "/", nil).status)
-	require.Equal(t, 405, e.do("BREW", "/v1/sandboxes", nil).status)
+	require.Equal(t, 501, e.do("BREW", "/v1/sandboxes", nil).status)
 
 	head, err := http.Head(e.base + "/healthz")
 	require.NoError(t, err)

@@ -144,8 +144,8 @@ func TestOthersThingsDoNotExist(t *testing.T) {
 			require.Equal(t, 404, e.send(r).status, "%s: %s %s", id.what, r.method, r.path)
 		}
 	}
-	restore := request{method: "POST", path: "/v1/snapshot/restore", body: map[string]any{"snapshot_name": "warm"}, key: other}
-	require.Equal(t, 404, e.send(restore).status)
+	named := request{method: "POST", path: restore, body: map[string]any{"snapshot_name": "warm"}, key: other}
+	require.Equal(t, 404, e.send(named).status)
 	for _, list := range []string{"/v1/sandboxes", "/v1/snapshots"} {
 		resp := e.send(request{method: "GET", path: list, key: other}).object(t)
 		require.EqualValues(t, 0, resp["total_items"])

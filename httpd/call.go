@@ -191,12 +191,19 @@ const routeNone = "none"
 // unrouted answers what no route takes: an unknown path, another method, and what the HTTP server refused by itself.
 func (s *Server) unrouted(fc *fiber.Ctx, err error) error {
 	c := &call{ctx: s.base, fc: fc, id: s.requestID(fc)}
-	err = s.answerError(c, err)
-	if e, ok := errors.AsType[*apiError](err); ok && e.kind == fsm.KindTooLarge {
+	if asAPIError(err).kind == fsm.KindTooLarge {
 		if conn, ok := fc.Context().Conn().(*trackedConn); ok {
 			conn.linger.Store(true)
 		}
+		// See beforeBody: with a key the body might have been small enough. Of a body without a length the HTTP server
+		// has dropped the headers by now, and there is nothing to go by.
+		if len(fc.Request().Header.Host()) > 0 && !s.open(fc.App()) {
+			if refused := s.authenticate(c); refused != nil {
+				err = refused
+			}
+		}
 	}
+	err = s.answerError(c, err)
 	s.observe(c, routeNone, 0, err)
 	return nil
 }
@@ -210,5 +217,5 @@ func (s *Server) unknownMethod(ctx *fasthttp.RequestCtx, app *fiber.App) {
 	ctx.Request.Header.SetMethod(fiber.MethodGet)
 	fc := app.AcquireCtx(ctx)
 	defer app.ReleaseCtx(fc)
-	_ = s.unrouted(fc, failf(kindMethod, "the method is not known"))
+	_ = s.unrouted(fc, failf(fsm.KindNotSupported, "the method is not known"))
 }

@@ -275,7 +275,8 @@ func decodeString(raw json.RawMessage) (string, bool) {
 	return s, true
 }
 
-// decodeInteger accepts digits with an optional sign. A number beyond 64 bits is the nearest one, hence out of any range.
+// decodeInteger accepts digits with an optional sign. A number beyond 64 bits is the nearest one, hence out of any
+// range.
 func decodeInteger(raw json.RawMessage) (int64, bool) {
 	s := string(raw)
 	digits := strings.TrimPrefix(s, "-")

@@ -48,7 +48,7 @@ func (s *Server) execute(c *call) (reply, error) {
 	return s.once(c, dataCall{
 		request: request, timeout: req.Timeout + s.cfg.Limits.ExecMargin,
 		do: func(ctx context.Context) (reply, error) {
-			sb, err := s.reachable(c)
+			sb, err := s.reachable(ctx, c)
 			if err != nil {
 				return reply{}, err
 			}

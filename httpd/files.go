@@ -44,7 +44,7 @@ func (s *Server) doFile(c *call, errs *fieldErrors, readOnly bool, do fileCall) 
 	return s.once(c, dataCall{
 		request: request, readOnly: readOnly, timeout: s.cfg.Limits.Data,
 		do: func(ctx context.Context) (reply, error) {
-			sb, err := s.reachable(c)
+			sb, err := s.reachable(ctx, c)
 			if err != nil {
 				return reply{}, err
 			}
@@ -92,7 +92,7 @@ func (o *object) count(name string) *uint64 {
 	if !o.has(name) {
 		return nil
 	}
-	n := uint64(o.integer(name, 0, 0, 1<<62)) //nolint:gosec // not negative
+	n := uint64(o.integer(name, 0, 0, 1<<62)) // not negative
 	return &n
 }
 

@@ -32,7 +32,9 @@ func TestExecute(t *testing.T) {
 	require.Equal(t, ExecRequest{Command: "ls", Timeout: 30 * time.Second, MaxOutput: 4 << 20}, e.guests.execs[1])
 
 	e.guests.run = func(context.Context, ExecRequest) (ExecResult, error) {
-		return ExecResult{ExitCode: 137, TimedOut: true, Stdout: []byte("so far"), StdoutTruncated: true, StderrTruncated: true}, nil
+		return ExecResult{
+			ExitCode: 137, TimedOut: true, Stdout: []byte("so far"), StdoutTruncated: true, StderrTruncated: true,
+		}, nil
 	}
 	require.Equal(t, map[string]any{
 		"exit_code": 124.0, "stdout": "so far", "stderr": "", "timed_out": true, "stdout_truncated": true,
@@ -60,7 +62,7 @@ func TestStatesThatTakeCommands(t *testing.T) {
 	e.log.must(t, fsm.ReportStopped{Now: now(), Sandbox: sb.ID, Owner: sb.Owner, Epoch: sb.Epoch, Reason: "gone"})
 	e.log.set(func() { e.log.outcome = nil })
 	require.Equal(t, 504, e.do("POST", "/v1/sandbox/"+snapshotting+"/snapshot/create", nil).status)
-	starting := e.do("POST", create, `{"template_name":"system/busybox"}`).object(t)["resource"].(map[string]any)["id"].(string)
+	starting := e.do("POST", create, `{"template_name":"system/busybox"}`).text(t, "resource", "id")
 
 	for id, status := range map[string]int{snapshotting: 200, stopped: 409, starting: 409} {
 		sb := "/v1/sandbox/" + id

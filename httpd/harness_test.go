@@ -396,6 +396,29 @@ func (r response) object(t *testing.T) map[string]any {
 	return v
 }
 
+// text gives the string at the end of a path of members.
+func (r response) text(t *testing.T, members ...string) string {
+	t.Helper()
+	var v any = r.object(t)
+	for _, m := range members {
+		o, ok := v.(map[string]any)
+		require.True(t, ok, "%s of %s", m, r.body)
+		v = o[m]
+	}
+	s, ok := v.(string)
+	require.True(t, ok, "%v of %s", members, r.body)
+	return s
+}
+
+// items gives the objects of a list.
+func (r response) items(t *testing.T) []map[string]any {
+	t.Helper()
+	require.Equal(t, 200, r.status, "%s", r.body)
+	var v page[map[string]any]
+	require.NoError(t, json.Unmarshal(r.body, &v), "%s", r.body)
+	return v.Items
+}
+
 // fields gives the names of the bad fields of a 400, in order.
 func (r response) fields(t *testing.T) []string {
 	t.Helper()
@@ -442,10 +465,7 @@ func (e *env) send(r request) response {
 	}
 	resp, err := http.DefaultClient.Do(req)
 	require.NoError(e.t, err)
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	require.NoError(e.t, err)
-	out := response{resp.StatusCode, resp.Header, body}
+	out := response{resp.StatusCode, resp.Header, readAll(e.t, resp)}
 	e.conforms(req, raw, out)
 	return out
 }
@@ -483,7 +503,7 @@ func (e *env) conforms(req *http.Request, body []byte, resp response) {
 	asked.Body = io.NopCloser(bytes.NewReader(body))
 	route, params, err := e.doc.FindRoute(asked)
 	if err != nil {
-		require.Contains(e.t, []int{404, 405}, resp.status, "%s %s is not in the document", req.Method, req.URL.Path)
+		require.Contains(e.t, []int{404, 405, 501}, resp.status, "%s %s is not in the document", req.Method, req.URL.Path)
 		return
 	}
 	in := &openapi3filter.RequestValidationInput{
@@ -507,7 +527,7 @@ func (e *env) sandbox() string {
 	e.t.Helper()
 	resp := e.do("POST", "/v1/sandbox", map[string]any{"template_name": "system/busybox"})
 	require.Equal(e.t, 201, resp.status, "%s", resp.body)
-	return resp.object(e.t)["id"].(string)
+	return resp.text(e.t, "id")
 }
 
 // snapshot takes a snapshot and gives its id.
@@ -515,5 +535,15 @@ func (e *env) snapshot(sandbox, name string) string {
 	e.t.Helper()
 	resp := e.do("POST", "/v1/sandbox/"+sandbox+"/snapshot/create", map[string]any{"name": name})
 	require.Equal(e.t, 201, resp.status, "%s", resp.body)
-	return resp.object(e.t)["id"].(string)
+	return resp.text(e.t, "id")
+}
+
+// dial opens a bare connection to the API.
+func (e *env) dial() net.Conn {
+	e.t.Helper()
+	var d net.Dialer
+	conn, err := d.DialContext(e.t.Context(), "tcp", e.server.Addr())
+	require.NoError(e.t, err)
+	e.t.Cleanup(func() { _ = conn.Close() })
+	return conn
 }

@@ -33,8 +33,8 @@ func (c *call) request(errs *fieldErrors) fsm.Request {
 
 func notVisible(r rune) bool { return r <= ' ' || r >= 0x7f }
 
-// hash is over everything that says what the request wants: method, path, query and body, each preceded by its length so
-// that no two requests run together into the same bytes.
+// hash is over everything that says what the request wants: method, path, query and body, each preceded by its length
+// so that no two requests run together into the same bytes.
 func (c *call) hash() [32]byte {
 	uri := c.fc.Request().URI()
 	h := sha256.New()
@@ -68,7 +68,7 @@ func (s *Server) once(c *call, d dataCall) (reply, error) {
 	// What is refused before a key is reserved leaves the key free. A known key skips this: its answer is kept, whatever
 	// has become of the sandbox since.
 	if _, known := s.log.State().Request(c.org.ID, d.request.Key); !known {
-		if _, err := s.reachable(c); err != nil {
+		if _, err := s.reachable(ctx, c); err != nil {
 			return reply{}, err
 		}
 	}
@@ -100,15 +100,15 @@ func (s *Server) replay(c *call, d dataCall, rec fsm.RequestRecord) (rep reply, 
 		return reply{}, failf(fsm.KindConflict, "the request with this Idempotency-Key was carried out and answered with "+
 			"status %d; the answer was too long to be kept", r.Status), true
 	}
-	return reply{}, failf(fsm.KindConflict, "a request with this Idempotency-Key is under way or was cut off: its outcome "+
-		"is not known, so it is not carried out again"), true
+	return reply{}, failf(fsm.KindConflict, "a request with this Idempotency-Key is under way or was cut off: its "+
+		"outcome is not known, so it is not carried out again"), true
 }
 
 // keepTime bounds the log entry that keeps an answer; the client is waiting for the answer itself.
 const keepTime = 5 * time.Second
 
-// keep stores the answer of a data call whose outcome is known. A failure to store it is only logged: the client has the
-// answer, and a retry is told that the outcome is not known.
+// keep stores the answer of a data call whose outcome is known. A failure to store it is only logged: the client has
+// the answer, and a retry is told that the outcome is not known.
 func (s *Server) keep(c *call, key string, rep reply, err error) {
 	if err != nil {
 		e := asAPIError(err)

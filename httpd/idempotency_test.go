@@ -14,7 +14,8 @@ import (
 
 func (e *env) keyed(method, path string, body any, key string) response {
 	e.t.Helper()
-	return e.send(request{method: method, path: path, body: body, key: e.key, header: map[string]string{headerIdempotency: key}})
+	header := map[string]string{headerIdempotency: key}
+	return e.send(request{method: method, path: path, body: body, key: e.key, header: header})
 }
 
 const replayedHeader = "Idempotent-Replayed"
@@ -39,7 +40,7 @@ func TestIdempotentCreation(t *testing.T) {
 	require.Equal(t, 409, e.keyed("POST", create+"?x=1", body, "k1").status, "another query")
 
 	// The answer outlives the sandbox.
-	require.Equal(t, 204, e.do("DELETE", "/v1/sandbox/"+first.object(t)["id"].(string), nil).status)
+	require.Equal(t, 204, e.do("DELETE", "/v1/sandbox/"+first.text(t, "id"), nil).status)
 	again := e.keyed("POST", create, body, "k1")
 	require.Equal(t, string(first.body), string(again.body))
 

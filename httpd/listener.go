@@ -70,8 +70,8 @@ func (l *trackedListener) Close() error {
 	return l.Listener.Close()
 }
 
-// trackedConn can be told to read on before it closes. A body that is refused half read would else make the kernel reset
-// the connection, and the reset would overtake the answer: the client would see a broken pipe and not the 413.
+// trackedConn can be told to read on before it closes. A body that is refused half read would else make the kernel
+// reset the connection, and the reset would overtake the answer: the client would see a broken pipe and not the 413.
 type trackedConn struct {
 	net.Conn
 	listener *trackedListener
@@ -110,12 +110,11 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.Remove(making); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	var lc net.ListenConfig
-	ln, err := lc.Listen(ctx, "unix", making)
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: making, Net: "unix"})
 	if err != nil {
 		return nil, err
 	}
-	ln.(*net.UnixListener).SetUnlinkOnClose(false)
+	ln.SetUnlinkOnClose(false) // the name that it knows is not the one that it will have
 	if err = os.Chmod(making, 0o600); err == nil {
 		err = os.Rename(making, path)
 	}

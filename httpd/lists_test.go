@@ -13,17 +13,16 @@ import (
 // items gives a field of every item of a list.
 func items(t *testing.T, resp response, field string) []string {
 	t.Helper()
-	require.Equal(t, 200, resp.status, "%s", resp.body)
 	var out []string
-	for _, item := range resp.object(t)["items"].([]any) {
-		out = append(out, item.(map[string]any)[field].(string))
+	for _, item := range resp.items(t) {
+		out = append(out, fmt.Sprint(item[field]))
 	}
 	return out
 }
 
 func TestListSnapshots(t *testing.T) {
 	e := newEnv(t)
-	debian := e.do("POST", create, `{"template_name":"system/debian:bookworm"}`).object(t)["id"].(string)
+	debian := e.do("POST", create, `{"template_name":"system/debian:bookworm"}`).text(t, "id")
 	busybox := e.sandbox()
 	var names []string
 	for i := range 25 {
@@ -53,7 +52,8 @@ func TestListSnapshots(t *testing.T) {
 	require.Equal(t, ascending, descending)
 	var paged []string
 	for page := 1; page <= 9; page++ {
-		paged = append(paged, items(t, list(fmt.Sprintf("sort=template_id&order-by=asc&page-size=3&page=%d", page)), "name")...)
+		query := fmt.Sprintf("sort=template_id&order-by=asc&page-size=3&page=%d", page)
+		paged = append(paged, items(t, list(query), "name")...)
 	}
 	require.Equal(t, ascending, paged, "pages neither overlap nor leave gaps")
 }
@@ -74,7 +74,7 @@ func TestListSandboxes(t *testing.T) {
 		require.Equal(t, 200, list("state="+state).status, state)
 	}
 
-	item := list("state=running").object(t)["items"].([]any)[0].(map[string]any)
+	item := list("state=running").items(t)[0]
 	running, _ := e.log.State().Sandbox(fsm.SandboxID(second))
 	require.Equal(t, string(testNode), item["pod_id"])
 	require.Equal(t, "tpl-busybox", item["template_id"])

@@ -7,7 +7,8 @@ import (
 )
 
 // snapshotNameRule is what a snapshot's name must look like, in the words of an error.
-const snapshotNameRule = "must be 1 to 64 characters: a letter or digit, then letters, digits, dots, underscores or dashes"
+const snapshotNameRule = "must be 1 to 64 characters: a letter or digit, then letters, digits, dots, underscores or " +
+	"dashes"
 
 var snapshotName = regexp.MustCompile(`\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\z`)
 

@@ -103,9 +103,9 @@ func TestTransforms(t *testing.T) {
 func TestPolicyIsKeptAndInherited(t *testing.T) {
 	e := newEnv(t)
 	policy := map[string]any{"mode": "custom", "allow_domains": []any{"a.com"}, "allow_cidrs": []any{"10.0.0.0/8"}}
-	sb := e.do("POST", create, map[string]any{"template_name": "system/busybox", "network_policy": policy}).object(t)
-	require.Equal(t, policy, sb["network_policy"])
-	id := sb["id"].(string)
+	sb := e.do("POST", create, map[string]any{"template_name": "system/busybox", "network_policy": policy})
+	require.Equal(t, policy, sb.object(t)["network_policy"])
+	id := sb.text(t, "id")
 	require.Equal(t, policy, e.do("GET", "/v1/sandbox/"+id, nil).object(t)["network_policy"])
 	sn := e.do("POST", "/v1/sandbox/"+id+"/snapshot/create", map[string]any{"name": "s"}).object(t)
 	require.Equal(t, policy, sn["network_policy"])

@@ -84,7 +84,7 @@ func unavailable(*call) (reply, error) {
 
 // unavailableInSandbox is unavailable for an existing sandbox; of others it tells nothing.
 func (s *Server) unavailableInSandbox(c *call) (reply, error) {
-	if _, err := s.sandbox(c); err != nil {
+	if _, err := s.sandbox(c.ctx, c); err != nil {
 		return reply{}, err
 	}
 	return unavailable(c)

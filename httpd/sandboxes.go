@@ -70,8 +70,8 @@ func unsupportedField(field, message string) error {
 	return &apiError{kind: fsm.KindNotSupported, message: message, fields: []FieldError{{field, message}}}
 }
 
-// supportedPolicy refuses what this version would have to keep in clear: the log is no place for a secret, and sealing is
-// not there yet.
+// supportedPolicy refuses what this version would have to keep in clear: the log is no place for a secret, and
+// sealing is not there yet.
 func supportedPolicy(p *fsm.NetworkPolicy) error {
 	if i, found := injectsHeaders(p); found {
 		return unsupportedField(fmt.Sprintf("network_policy.transforms[%d].inject_headers", i),
@@ -100,7 +100,7 @@ func (s *Server) sandboxReply(in fsm.Intent) (reply, error) {
 }
 
 func (s *Server) getSandbox(c *call) (reply, error) {
-	sb, err := s.sandbox(c)
+	sb, err := s.sandbox(c.ctx, c)
 	if err != nil {
 		return reply{}, err
 	}
@@ -108,7 +108,7 @@ func (s *Server) getSandbox(c *call) (reply, error) {
 }
 
 func (s *Server) deleteSandbox(c *call) (reply, error) {
-	sb, err := s.sandbox(c)
+	sb, err := s.sandbox(c.ctx, c)
 	if err != nil {
 		return reply{}, err
 	}

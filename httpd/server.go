@@ -72,10 +72,7 @@ func (s *Server) newApp(routes []route) *fiber.App {
 		}
 	}
 	server := app.Server()
-	// ReadTimeout counts from the first byte; once the headers are there, the body gets a time of its own.
-	server.HeaderReceived = func(*fasthttp.RequestHeader) fasthttp.RequestConfig {
-		return fasthttp.RequestConfig{ReadTimeout: l.BodyTimeout}
-	}
+	server.HeaderReceived = s.beforeBody
 	serve := app.Handler()
 	server.Handler = func(ctx *fasthttp.RequestCtx) {
 		if !knownMethod(app, string(ctx.Method())) {
@@ -85,6 +82,22 @@ func (s *Server) newApp(routes []route) *fiber.App {
 		serve(ctx)
 	}
 	return app
+}
+
+// open tells whether an application's calls need no API key.
+func (s *Server) open(app *fiber.App) bool { return app == s.admin }
+
+// strangersBody is how many bytes of a body are read from a client without a valid key.
+const strangersBody = 64 << 10
+
+// beforeBody gives the body a time of its own: the server's ReadTimeout counts from the first byte of the headers. And
+// it keeps those without a key from filling the memory.
+func (s *Server) beforeBody(header *fasthttp.RequestHeader) fasthttp.RequestConfig {
+	most := s.cfg.Limits.Body
+	if _, _, ok := s.caller(header); !ok {
+		most = min(most, strangersBody)
+	}
+	return fasthttp.RequestConfig{ReadTimeout: s.cfg.Limits.BodyTimeout, MaxRequestBodySize: most}
 }
 
 // Listen binds the API's address and the administration socket and serves them until Shutdown. It returns once both are
@@ -142,14 +155,12 @@ func (s *Server) Failed() <-chan error { return s.failed }
 // answerTime is what calls that still wait are given to answer when a shutdown runs out of time.
 const answerTime = 2 * time.Second
 
-// Shutdown stops accepting, lets the calls under way end, and shortly before ctx's deadline ends the waits of those that
-// do not: they are answered with what state things are in.
+// Shutdown stops accepting, lets the calls under way end, and shortly before ctx's deadline ends the waits of those
+// that do not: they are answered with what state things are in.
 func (s *Server) Shutdown(ctx context.Context) error {
-	hurry := time.Duration(0)
+	hurry := s.cfg.Limits.Wait
 	if deadline, ok := ctx.Deadline(); ok {
 		hurry = max(time.Until(deadline)-answerTime, 0)
-	} else {
-		hurry = s.cfg.Limits.Wait
 	}
 	timer := time.AfterFunc(hurry, s.cancel)
 	defer timer.Stop()

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"github.com/valyala/fasthttp"
 )
 
 func readAll(t *testing.T, resp *http.Response) []byte {
@@ -100,7 +101,8 @@ func TestValidation(t *testing.T) {
 
 		{files + "read-file", `{}`, "path"},
 		{files + "read-file", `{"path":"relative"}`, "path"},
-		{files + "read-file", `{"path":"/a","offset":-1,"limit":"1","head":1.5,"tail":true}`, "offset limit head tail tail offset"},
+		{files + "read-file", `{"path":"/a","offset":-1,"limit":"1","head":1.5,"tail":true}`,
+			"offset limit head tail tail offset"},
 		{files + "read-file", `{"path":"/a","head":1,"tail":1}`, "tail"},
 		{files + "read-file", `{"path":"/a","head":1,"limit":1}`, "offset"},
 		{files + "write-file", "", "path"},
@@ -138,7 +140,8 @@ func TestMalformedBodies(t *testing.T) {
 	e := newEnv(t)
 	deep := strings.Repeat("[", 20000)
 	for _, body := range []string{
-		"{", "null", "[]", "1", `"x"`, `{"a"}`, `{"a":1}{"b":2}`, `{"a":1} x`, "{'a':1}", "\xff\xfe", `{"a":"` + "\xff" + `"}`,
+		"{", "null", "[]", "1", `"x"`, `{"a"}`, `{"a":1}{"b":2}`, `{"a":1} x`, "{'a':1}", "\xff\xfe",
+		`{"a":"` + "\xff" + `"}`,
 		`{"a":NaN}`, "template_name=x", deep, `{"x":` + deep, `{"x":` + deep + strings.Repeat("]", 20000) + `}`, "\x00",
 	} {
 		resp := e.do("POST", create, body)
@@ -189,6 +192,18 @@ func TestLargeBodies(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 413, chunked.StatusCode, "%s", readAll(t, chunked))
 	require.Len(t, e.guests.files["/f"], size, "what is there stays")
+}
+
+func TestStrangersSendLittle(t *testing.T) {
+	e := newEnv(t)
+	for size, status := range map[int]int{100: 401, 64 << 10: 401, 64<<10 + 1: 401, 11 << 20: 401} {
+		resp := e.send(request{method: "POST", path: create, body: make([]byte, size)})
+		require.Equal(t, status, resp.status)
+	}
+	bound := e.server.beforeBody(&fasthttp.RequestHeader{})
+	require.Equal(t, 64<<10, bound.MaxRequestBodySize)
+	// The administration socket has no keys; what it takes is small.
+	require.Equal(t, 413, e.adm("POST", "/admin/v1/orgs", strings.Repeat(" ", 64<<10+1)).status)
 }
 
 type zeros struct{}

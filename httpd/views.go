@@ -48,8 +48,8 @@ type Sandbox struct {
 }
 
 // warnAutoPause is the honest half of accepting auto_pause.
-const warnAutoPause = "auto_pause is kept but not carried out by this version: at its timeout the sandbox is deleted; " +
-	"take a snapshot to keep it"
+const warnAutoPause = "auto_pause is kept but not carried out by this version: at its timeout the sandbox is " +
+	"deleted; take a snapshot to keep it"
 
 func (s *Server) sandboxView(sb fsm.Sandbox) Sandbox {
 	v := Sandbox{

@@ -72,8 +72,8 @@ func (s *Server) stillOpen(ctx context.Context, in fsm.Intent, req fsm.Request, 
 
 // read is the state for answering a read of an organization's things: everything acknowledged is in it, whichever node
 // acknowledged it.
-func (s *Server) read(c *call) (*fsm.State, error) {
-	ctx, cancel := context.WithTimeout(c.ctx, s.cfg.Limits.Data)
+func (s *Server) read(ctx context.Context) (*fsm.State, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Limits.Data)
 	defer cancel()
 	state, err := s.log.Linearizable(ctx)
 	if err == nil {
@@ -86,8 +86,8 @@ func (s *Server) read(c *call) (*fsm.State, error) {
 }
 
 // sandbox finds the sandbox that the path names, in the caller's organization.
-func (s *Server) sandbox(c *call) (fsm.Sandbox, error) {
-	state, err := s.read(c)
+func (s *Server) sandbox(ctx context.Context, c *call) (fsm.Sandbox, error) {
+	state, err := s.read(ctx)
 	if err != nil {
 		return fsm.Sandbox{}, err
 	}
@@ -99,8 +99,8 @@ func (s *Server) sandbox(c *call) (fsm.Sandbox, error) {
 }
 
 // reachable finds the sandbox that the path names and makes sure that its agent can be called.
-func (s *Server) reachable(c *call) (fsm.Sandbox, error) {
-	sb, err := s.sandbox(c)
+func (s *Server) reachable(ctx context.Context, c *call) (fsm.Sandbox, error) {
+	sb, err := s.sandbox(ctx, c)
 	if err != nil {
 		return sb, err
 	}

@@ -23,7 +23,10 @@ func TestWaitsEndWithTheStateOfThings(t *testing.T) {
 		id, state string
 		words     string
 	}{
-		{request{method: "POST", path: create, body: `{"template_name":"system/busybox"}`}, "sbx-", "starting", "still starting"},
+		{
+			request{method: "POST", path: create, body: `{"template_name":"system/busybox"}`},
+			"sbx-", "starting", "still starting",
+		},
 		{request{method: "POST", path: restore, body: `{"snapshot_name":"ready"}`}, "sbx-", "starting", "still starting"},
 		{
 			request{method: "POST", path: "/v1/sandbox/" + running + "/snapshot/create", body: `{"name":"slow"}`},
@@ -35,10 +38,10 @@ func TestWaitsEndWithTheStateOfThings(t *testing.T) {
 		resp := e.send(tc.r)
 		require.Equal(t, 504, resp.status, "%s: %s", tc.r.path, resp.body)
 		require.Contains(t, resp.message(t), tc.words)
-		resource := resp.object(t)["resource"].(map[string]any)
-		require.Contains(t, resource["id"], tc.id)
-		require.Contains(t, resp.message(t), resource["id"])
-		require.Equal(t, tc.state, resource["state"])
+		id := resp.text(t, "resource", "id")
+		require.Contains(t, id, tc.id)
+		require.Contains(t, resp.message(t), id)
+		require.Equal(t, tc.state, resp.text(t, "resource", "state"))
 	}
 	// The clone that is starting keeps the snapshot in use, so its deletion is refused, not waited for.
 	require.Equal(t, 409, e.do("DELETE", "/v1/snapshot/"+snapshot, nil).status)
@@ -55,7 +58,7 @@ func TestWaitsEndWithTheStateOfThings(t *testing.T) {
 	e.log.closeOpen()
 	again := e.keyed("POST", create, `{"template_name":"system/busybox"}`, "k")
 	require.Equal(t, 201, again.status)
-	require.Equal(t, slow.object(t)["resource"].(map[string]any)["id"], again.object(t)["id"])
+	require.Equal(t, slow.text(t, "resource", "id"), again.text(t, "id"))
 }
 
 func TestSlowSnapshotDeletion(t *testing.T) {
@@ -104,7 +107,8 @@ func TestNoCapacity(t *testing.T) {
 	e := newEnv(t)
 	e.snapshot(e.sandbox(), "s")
 	e.log.must(t, fsm.RegisterNode{Now: now(), Node: fsm.Node{ID: testNode, Capacity: fsm.Capacity{VCPU: 1}}})
-	for path, body := range map[string]string{create: `{"template_name":"system/busybox"}`, restore: `{"snapshot_name":"s"}`} {
+	bodies := map[string]string{create: `{"template_name":"system/busybox"}`, restore: `{"snapshot_name":"s"}`}
+	for path, body := range bodies {
 		resp := e.do("POST", path, body)
 		require.Equal(t, 503, resp.status)
 		require.Equal(t, "1", resp.header.Get("Retry-After"))
