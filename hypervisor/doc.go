@@ -1,9 +1,9 @@
 // Package hypervisor is the owning node at work: it follows the intents that the replicated log addresses to this node,
 // carries each out as an ordered list of named steps on real virtual machines, and proposes the outcome.
 //
-// It may import fsm (types and the error kinds), netpolicy (namespaces and taps) and its own subpackages: vmm (the Cloud
-// Hypervisor REST API and its processes), store (memory and disk files) and guest (the agent inside the VM). It owns the
-// interface Log through which it sees the log, and knows nothing of HTTP handlers.
+// It may import fsm (types and the error kinds), netpolicy (namespaces and taps) and its own subpackages: vmm (the
+// Cloud Hypervisor REST API and its processes), store (memory and disk files) and guest (the agent inside the VM). It
+// owns the interface Log through which it sees the log, and knows nothing of HTTP handlers.
 //
 // # Invariants
 //
@@ -11,15 +11,16 @@
 //     fails. The log is the only source of orders; the data folder is only what carrying them out has left.
 //   - A step may be interrupted by SIGKILL at any instant. What a sandbox or snapshot has made is found again from its
 //     folder, which is made before anything else and removed after everything else.
-//   - A snapshot's folder bears its final name only when it is whole and synced; the intent is completed only after that.
+//   - A snapshot's folder bears its final name only when it is whole and synced; the intent is completed only after
+//     that.
 //   - A source VM is resumed on every path out of the paused window, and again at take-up after a restart.
 //   - VMM processes are not children in spirit: they outlive the daemon, which takes them up again at its next start.
-//   - A sandbox is reported running only after the agent in it has answered, set its clock, reseeded its random generator
-//     and taken the sandbox's identity.
+//   - A sandbox is reported running only after the agent in it has answered, set its clock, reseeded its random
+//     generator and taken the sandbox's identity.
 //
 // # Guarantees and what is not guaranteed
 //
-// A completed snapshot is one instant of memory, devices and disk. A disk that fills up under a running VM kills that VM:
-// space is checked before a sandbox or snapshot is made, not held back for it. Random generators inside guest processes
-// (not the kernel's) repeat in clones of one snapshot unless the process mixes in kernel randomness.
+// A completed snapshot is one instant of memory, devices and disk. A disk that fills up under a running VM kills that
+// VM: space is checked before a sandbox or snapshot is made, not held back for it. Random generators inside guest
+// processes (not the kernel's) repeat in clones of one snapshot unless the process mixes in kernel randomness.
 package hypervisor

@@ -59,7 +59,7 @@ func LoadImages(dir string) (*Images, error) {
 }
 
 func loadTemplate(description string) (TemplateImage, error) {
-	raw, err := os.ReadFile(description) //nolint:gosec // a path in the operator's images folder
+	raw, err := os.ReadFile(description) // a path in the operator's images folder
 	if err != nil {
 		return TemplateImage{}, err
 	}

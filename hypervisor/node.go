@@ -37,7 +37,7 @@ func MeasureCapacity(dir string, over Overcommit) (fsm.Capacity, error) {
 	if err := unix.Statfs(dir, &fs); err != nil {
 		return fsm.Capacity{}, fmt.Errorf("statfs %s: %w", dir, err)
 	}
-	diskMiB := int64(fs.Blocks) * fs.Bsize >> 20 //nolint:gosec // block counts fit
+	diskMiB := int64(fs.Blocks) * fs.Bsize >> 20 // block counts fit
 	return fsm.Capacity{
 		VCPU:      runtime.NumCPU() * over.VCPU,
 		MemoryMiB: max(memory-hostReserveMiB, 0),

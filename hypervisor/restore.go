@@ -43,8 +43,8 @@ func (o *Owner) planRestore(in fsm.Intent) (plan, error) {
 	}}, nil
 }
 
-// compatible refuses a snapshot that this node's VMM cannot restore: device state is only understood by the version that
-// wrote it, and a guest must find the CPU features that it found at boot.
+// compatible refuses a snapshot that this node's VMM cannot restore: device state is only understood by the version
+// that wrote it, and a guest must find the CPU features that it found at boot.
 func (o *Owner) compatible(sn fsm.Snapshot) error {
 	self, ok := o.cfg.Log.State().Node(o.cfg.Node)
 	if !ok {
@@ -109,7 +109,7 @@ func (b *birth) resumeVM(ctx context.Context) error {
 
 // copySmall copies a file of device state: a few hundred KiB.
 func copySmall(src, dst string) error {
-	raw, err := os.ReadFile(src) //nolint:gosec // in the data folder
+	raw, err := os.ReadFile(src) // in the data folder
 	if err != nil {
 		return fmt.Errorf("snapshot data: %w", err)
 	}

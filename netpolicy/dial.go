@@ -74,7 +74,7 @@ func connect(ctx context.Context, sock *os.File, fd int, to netip.AddrPort) erro
 	}
 	var result error
 	err = raw.Write(func(fd uintptr) bool {
-		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}} //nolint:gosec // a descriptor fits
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}} // a descriptor fits
 		if n, _ := unix.Poll(poll, 0); n == 0 {
 			return false
 		}

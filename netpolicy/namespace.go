@@ -179,7 +179,7 @@ func List(prefix string) ([]string, error) {
 // shareDir makes Dir a shared mount, as ip-netns(8) does: removing a name then also removes it from the mount
 // namespaces of services that were started meanwhile, which would otherwise keep the network alive.
 func shareDir() error {
-	if err := os.MkdirAll(Dir, 0o755); err != nil { //nolint:gosec // what ip-netns gives it
+	if err := os.MkdirAll(Dir, 0o755); err != nil { // what ip-netns gives it
 		return err
 	}
 	err := unix.Mount("", Dir, "", unix.MS_SHARED|unix.MS_REC, "")

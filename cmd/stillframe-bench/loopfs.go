@@ -75,14 +75,14 @@ func (fs *loopFS) used() (int64, error) {
 		return 0, err
 	}
 	defer f.Close()                                  //nolint:errcheck // read only
-	if err := unix.Syncfs(int(f.Fd())); err != nil { //nolint:gosec // a descriptor fits
+	if err := unix.Syncfs(int(f.Fd())); err != nil { // a descriptor fits
 		return 0, err
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(fs.mount, &st); err != nil {
 		return 0, err
 	}
-	return int64(st.Blocks-st.Bfree) * st.Bsize, nil //nolint:gosec // fits
+	return int64(st.Blocks-st.Bfree) * st.Bsize, nil // fits
 }
 
 func command(ctx context.Context, args ...string) error {
@@ -91,7 +91,7 @@ func command(ctx context.Context, args ...string) error {
 }
 
 func output(ctx context.Context, args ...string) (string, error) {
-	out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput() //nolint:gosec // fixed programs
+	out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput() // fixed programs
 	if err != nil {
 		return "", fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, out)
 	}

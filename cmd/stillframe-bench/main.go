@@ -3,7 +3,8 @@
 // of an API call is the service's own, how much disk a second snapshot takes. Only the ratios mean anything.
 //
 // It runs as root, makes filesystems on loop devices below --dir, and removes all that it makes. Absolute figures are
-// those of the machine; an aim that is missed is reported, never an error: the exit code tells whether it could measure.
+// those of the machine; an aim that is missed is reported, never an error: the exit code tells whether it could
+// measure.
 package main
 
 import (
@@ -147,8 +148,8 @@ func (b *bench) write(path string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // a report for anyone
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { // a report for anyone
 		return err
 	}
-	return os.WriteFile(path, append(raw, '\n'), 0o644) //nolint:gosec // a report for anyone
+	return os.WriteFile(path, append(raw, '\n'), 0o644) // a report for anyone
 }

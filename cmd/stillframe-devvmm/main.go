@@ -73,7 +73,7 @@ func openLog(path string) (io.Writer, func(), error) {
 	if path == "" {
 		return os.Stderr, func() {}, nil
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) //nolint:gosec // an argument
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) // an argument
 	if err != nil {
 		return nil, nil, err
 	}

@@ -238,7 +238,7 @@ func (c *vmConfig) check() error {
 // checkFiles opens what QEMU will open, because its own complaints are hard to read.
 func (c *vmConfig) checkFiles() error {
 	readable := func(what, path string, flags int) error {
-		f, err := os.OpenFile(path, flags, 0) //nolint:gosec // the configuration's
+		f, err := os.OpenFile(path, flags, 0) // the configuration's
 		if err != nil {
 			return because(what, err.Error())
 		}

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ram is where the guest's memory lives. QEMU always maps a file: the zone's own, or a memfd of ours. So what QEMU saves
-// never contains memory, and memory can be read without its help.
+// ram is where the guest's memory lives. QEMU always maps a file: the zone's own, or a memfd of ours. So what QEMU
+// saves never contains memory, and memory can be read without its help.
 type ram struct {
 	file *os.File
 	size int64
@@ -72,7 +72,7 @@ func (r *ram) close() error { return r.file.Close() }
 
 // fill loads a dump, before QEMU maps the memory.
 func (r *ram) fill(dump string) error {
-	src, err := os.Open(dump) //nolint:gosec // a snapshot folder named by the caller
+	src, err := os.Open(dump) // a snapshot folder named by the caller
 	if err != nil {
 		return err
 	}

@@ -24,8 +24,8 @@ type Options struct {
 // shutdownGrace is how long the last reply may take to be read.
 const shutdownGrace = 2 * time.Second
 
-// Serve answers requests until ctx ends (a signal), the API is told to shut down, or the guest ends. Nothing of the VM is
-// left when it returns. An error says that QEMU crashed or that the program could not start.
+// Serve answers requests until ctx ends (a signal), the API is told to shut down, or the guest ends. Nothing of the VM
+// is left when it returns. An error says that QEMU crashed or that the program could not start.
 func Serve(ctx context.Context, o Options) error {
 	monitor, closeMonitor, err := openMonitor(o)
 	if err != nil {
@@ -90,7 +90,7 @@ func openMonitor(o Options) (*eventMonitor, func(), error) {
 	switch {
 	case err != nil:
 	case path != "":
-		f, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) //nolint:gosec // an argument
+		f, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) // an argument
 	default:
 		f = os.NewFile(fd, "event-monitor")
 	}
@@ -137,7 +137,7 @@ func listen(arg string) (net.Listener, func(), error) {
 		l, err := net.FileListener(f)
 		return l, func() {}, errors.Join(err, f.Close())
 	}
-	lock, err := os.OpenFile(path+".lock", os.O_WRONLY|os.O_CREATE, 0o600) //nolint:gosec // an argument
+	lock, err := os.OpenFile(path+".lock", os.O_WRONLY|os.O_CREATE, 0o600) // an argument
 	if err != nil {
 		return nil, nil, fmt.Errorf("API socket: %w", err)
 	}

@@ -50,7 +50,8 @@ type snapshot struct {
 	dumped bool
 }
 
-// shape is every part of a configuration that the device state depends on. Paths and names of host things are not in it.
+// shape is every part of a configuration that the device state depends on. Paths and names of host things are not in
+// it.
 func shape(cfg *vmConfig) string {
 	type device struct{ ID, Serial string }
 	s := struct {
@@ -114,7 +115,7 @@ func writeSnapshot(dir string, cfg *vmConfig, vm *qemu, device []byte, v Version
 }
 
 func writeNew(path string, content []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // named by the caller
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) // named by the caller
 	if err != nil {
 		return err
 	}
@@ -124,7 +125,7 @@ func writeNew(path string, content []byte) error {
 
 // readSnapshot checks everything that can be checked before QEMU is started.
 func readSnapshot(dir string, v Version) (*snapshot, error) {
-	raw, err := os.ReadFile(filepath.Join(dir, configFile)) //nolint:gosec // named by the caller
+	raw, err := os.ReadFile(filepath.Join(dir, configFile)) // named by the caller
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +136,7 @@ func readSnapshot(dir string, v Version) (*snapshot, error) {
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("%s: %w", configFile, err)
 	}
-	raw, err = os.ReadFile(filepath.Join(dir, stateFile)) //nolint:gosec // named by the caller
+	raw, err = os.ReadFile(filepath.Join(dir, stateFile)) // named by the caller
 	if err != nil {
 		return nil, err
 	}

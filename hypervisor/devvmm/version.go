@@ -46,7 +46,7 @@ func (v Version) Resolve() (VersionInfo, error) { return v.resolve() }
 func findVersion() (VersionInfo, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), qmpTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, qemuBinary(), "--version") //nolint:gosec // the operator's choice of QEMU
+	cmd := exec.CommandContext(ctx, qemuBinary(), "--version") // the operator's choice of QEMU
 	cmd.WaitDelay = time.Second
 	out, err := cmd.Output()
 	if err != nil {

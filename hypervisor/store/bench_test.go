@@ -70,8 +70,8 @@ func pauses(b *testing.B, table *tabwriter.Writer, kind string, size int64, chos
 	}
 }
 
-// pauseOnce fills a file through a mapping, lets a writer run on it, takes one snapshot that is kept, lets the writer run
-// on, and measures the second.
+// pauseOnce fills a file through a mapping, lets a writer run on it, takes one snapshot that is kept, lets the writer
+// run on, and measures the second.
 func pauseOnce(b *testing.B, dir string, size int64, load order, method Method) Report {
 	b.Helper()
 	load.path, load.seed = filepath.Join(dir, "ram"), 1

@@ -25,8 +25,8 @@ type way interface {
 	freeze(ctx context.Context) (Stats, error)
 }
 
-// Begin does what can be done while the guest runs. Nothing that it leaves out is lost: Freeze makes up for it. After an
-// error there is nothing to abort.
+// Begin does what can be done while the guest runs. Nothing that it leaves out is lost: Freeze makes up for it. After
+// an error there is nothing to abort.
 func (f *Files) Begin(ctx context.Context, req Request) (*Capture, error) {
 	start := time.Now()
 	c := &Capture{files: f, req: req}

@@ -61,8 +61,8 @@ func SoftDirtyAvailable() (bool, string) {
 	return true, ""
 }
 
-// markClean clears the soft-dirty bits of all of a process's pages. The process's next write to each goes through a page
-// fault, which sets the bit again.
+// markClean clears the soft-dirty bits of all of a process's pages. The process's next write to each goes through a
+// page fault, which sets the bit again.
 func markClean(pid int) error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte(clearSoftDirty), 0)
 }
@@ -159,7 +159,8 @@ func mappingsOf(pid int, file *os.File) ([]mapping, error) {
 	return found, nil
 }
 
-// parseMap reads a line of /proc/PID/maps: "start-end perms offset dev inode path". It answers only for shared mappings.
+// parseMap reads a line of /proc/PID/maps: "start-end perms offset dev inode path". It answers only for shared
+// mappings.
 func parseMap(line string) (m mapping, inode uint64, ok bool) {
 	fields := strings.Fields(line)
 	if len(fields) < 5 || len(fields[1]) < 4 || fields[1][3] != 's' {

@@ -30,8 +30,8 @@ func (f *Files) syncPath(path string) error {
 }
 
 // Publish gives a finished folder its final name: every file and folder in tmpDir is put on stable storage, tmpDir is
-// renamed to finalDir, and then the folder that holds them. After a crash finalDir either does not exist or is complete.
-// It refuses with KindConflict when finalDir exists, and never replaces it.
+// renamed to finalDir, and then the folder that holds them. After a crash finalDir either does not exist or is
+// complete. It refuses with KindConflict when finalDir exists, and never replaces it.
 func (f *Files) Publish(tmpDir, finalDir string) error {
 	err := filepath.WalkDir(tmpDir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {

@@ -47,8 +47,8 @@ func (f *Files) cloneAll(src, dst *os.File) error {
 	return cloneError(retry(func() error { return unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) }), dst.Name())
 }
 
-// cloneRange makes dst share src's blocks in [off, off+length). Both must be multiples of the filesystem's block, except
-// that the range may end at the end of both files.
+// cloneRange makes dst share src's blocks in [off, off+length). Both must be multiples of the filesystem's block,
+// except that the range may end at the end of both files.
 func (f *Files) cloneRange(src, dst *os.File, off, length int64) error {
 	if err := f.check(OpClone, dst.Name()); err != nil {
 		return wrap(err, OpClone, dst.Name())

@@ -24,9 +24,9 @@ type run struct{ off, length int64 }
 
 func (r run) end() int64 { return r.off + r.length }
 
-// dataRuns lists the parts of the first size bytes that are not holes, in order. Memory written through a mapping counts
-// as data from the moment of the write, before any block has been allocated for it: the filesystems look into the page
-// cache where the map of blocks says "unwritten".
+// dataRuns lists the parts of the first size bytes that are not holes, in order. Memory written through a mapping
+// counts as data from the moment of the write, before any block has been allocated for it: the filesystems look into
+// the page cache where the map of blocks says "unwritten".
 func (f *Files) dataRuns(file *os.File, size int64) ([]run, error) {
 	if err := f.check(OpMap, file.Name()); err != nil {
 		return nil, wrap(err, OpMap, file.Name())

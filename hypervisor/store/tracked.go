@@ -7,30 +7,30 @@ import (
 	"os"
 )
 
-// tracked makes the copy equal to the source while the guest runs, in passes; in the pause it copies only the pages that
-// were written since the last pass began, as the kernel's soft-dirty bits tell.
+// tracked makes the copy equal to the source while the guest runs, in passes; in the pause it copies only the pages
+// that were written since the last pass began, as the kernel's soft-dirty bits tell.
 //
-// Each pass is: mark all pages clean, then catch up, which looks at the whole source: either it reads source and copy and
-// writes what differs, or it shares every block that is not shared yet. The order is what makes it right. A write before
-// the marking is seen by the catching up that follows; a write after it sets the page's bit, and the bit is read in the
-// pause. It would be quicker to catch up, in each pass, only with the pages whose bit was set before the marking; but the
-// bits are read and cleared by two calls, and a write between them would be lost.
+// Each pass is: mark all pages clean, then catch up, which looks at the whole source: either it reads source and copy
+// and writes what differs, or it shares every block that is not shared yet. The order is what makes it right. A write
+// before the marking is seen by the catching up that follows; a write after it sets the page's bit, and the bit is read
+// in the pause. It would be quicker to catch up, in each pass, only with the pages whose bit was set before the
+// marking; but the bits are read and cleared by two calls, and a write between them would be lost.
 //
 // Whose writes set the bit. Clearing makes the page's entry in the process's page table read-only (clear_soft_dirty in
 // fs/proc/task_mmu.c); the next write faults, and pte_mkdirty sets the bit. That covers the process's own threads, its
-// device emulation, reads of disks into guest memory by read calls or io_uring through the page cache, and vhost threads,
-// which borrow the process's page tables. It covers guests under KVM: clearing tells the MMU notifiers, KVM drops its
-// own entries for the range, and a later write by the guest gets the page back through get_user_pages for writing, which
-// faults like the process itself; for a guest's read, KVM maps the page writable only if the process's own entry is
-// writable already (hva_to_pfn in virt/kvm/kvm_main.c). It does not cover writes to a page that was pinned before the
-// clearing (disks opened with O_DIRECT, passed-through devices): Request.DirectIO excludes those. Another process's
-// mapping has page tables of its own: all processes that map the file shared are found and followed.
+// device emulation, reads of disks into guest memory by read calls or io_uring through the page cache, and vhost
+// threads, which borrow the process's page tables. It covers guests under KVM: clearing tells the MMU notifiers, KVM
+// drops its own entries for the range, and a later write by the guest gets the page back through get_user_pages for
+// writing, which faults like the process itself; for a guest's read, KVM maps the page writable only if the process's
+// own entry is writable already (hva_to_pfn in virt/kvm/kvm_main.c). It does not cover writes to a page that was pinned
+// before the clearing (disks opened with O_DIRECT, passed-through devices): Request.DirectIO excludes those. Another
+// process's mapping has page tables of its own: all processes that map the file shared are found and followed.
 //
 // What makes a bit disappear. Memory reclaim takes a file's page out of the page tables and forgets the bit
 // (try_to_unmap_one in mm/rmap.c), and so does joining small pages to a huge one; both are counted by the kernel
-// (reclaimMarks). When the counters moved since before the last pass, the pause catches up once more instead, which needs
-// no bits. Moving a page (compaction, NUMA) keeps the bit, and so does writing it back. Punching a hole into the source
-// removes the page with its bit: the source's holes are made holes of the copy in the pause.
+// (reclaimMarks). When the counters moved since before the last pass, the pause catches up once more instead, which
+// needs no bits. Moving a page (compaction, NUMA) keeps the bit, and so does writing it back. Punching a hole into the
+// source removes the page with its bit: the source's holes are made holes of the copy in the pause.
 type tracked struct {
 	*Capture
 	pids  []int

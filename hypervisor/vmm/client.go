@@ -66,8 +66,8 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s: refused with status %d: %s", e.Op, e.Status, strings.Join(e.Messages, ": "))
 }
 
-// Client sends requests to the VMM that listens on one Unix socket. It holds no connection between calls, so it needs no
-// closing, survives a restart of the VMM, and may be used from several goroutines (the VMM serves them in turn).
+// Client sends requests to the VMM that listens on one Unix socket. It holds no connection between calls, so it needs
+// no closing, survives a restart of the VMM, and may be used from several goroutines (the VMM serves them in turn).
 type Client struct {
 	socket string
 	http   *http.Client
@@ -151,8 +151,8 @@ func (c *Client) VMMShutdown(ctx context.Context) error {
 }
 
 // Snapshot writes a paused VM's configuration and device state, and memory that is not in a shared file, into an
-// existing folder that holds none of these files. Nothing is synced, and after a failure files may be left there. The VM
-// stays Paused either way.
+// existing folder that holds none of these files. Nothing is synced, and after a failure files may be left there. The
+// VM stays Paused either way.
 func (c *Client) Snapshot(ctx context.Context, dir string) error {
 	if !filepath.IsAbs(dir) {
 		return fmt.Errorf("vm.snapshot: folder %q is not absolute", dir)

@@ -31,8 +31,8 @@ type Choice struct {
 	Reason  string // why this one, a sentence for people
 }
 
-// Detect chooses the VMM binary: the one that STILLFRAME_VMM names; else cloud-hypervisor from PATH where KVM works; else
-// the development VMM beside our own executable or from PATH. getenv is os.Getenv, or a test's.
+// Detect chooses the VMM binary: the one that STILLFRAME_VMM names; else cloud-hypervisor from PATH where KVM works;
+// else the development VMM beside our own executable or from PATH. getenv is os.Getenv, or a test's.
 func Detect(ctx context.Context, getenv func(string) string) (Choice, error) {
 	if named := getenv(EnvBinary); named != "" {
 		path, err := exec.LookPath(named)
@@ -79,7 +79,7 @@ func identify(ctx context.Context, path, reason string) (Choice, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, QuickTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, path, "--version") //nolint:gosec // the operator's choice of VMM
+	cmd := exec.CommandContext(ctx, path, "--version") // the operator's choice of VMM
 	cmd.WaitDelay = time.Second
 	out, err := cmd.Output()
 	if err != nil {

@@ -10,9 +10,9 @@ import (
 	"strings"
 )
 
-// CPUFingerprint digests what a guest of this VMM can see of the CPU: a snapshot can be restored where the fingerprint is
-// the same. Under KVM that is the host CPU's vendor, family, model, stepping and features; under the development VMM it
-// is the emulator's version and CPU model, whatever the host.
+// CPUFingerprint digests what a guest of this VMM can see of the CPU: a snapshot can be restored where the fingerprint
+// is the same. Under KVM that is the host CPU's vendor, family, model, stepping and features; under the development VMM
+// it is the emulator's version and CPU model, whatever the host.
 func CPUFingerprint(c Choice) (string, error) {
 	if c.Kind == KindDev {
 		// The version line reads "stillframe-devvmm v1 (QEMU 7.2.22, cpu max)"; only what is in parentheses makes

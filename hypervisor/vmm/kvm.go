@@ -34,8 +34,8 @@ const (
 // A device that opens is not enough. There are kernels whose KVM works without the CPU's virtualization extensions
 // ("pagetable virtual machines", for nesting in clouds): they answer every capability, create VMs, and even run
 // real-mode code, by emulating it, but only kernels built for them can boot. They cannot be told apart by asking KVM;
-// they can by the CPU, which shows neither vmx nor svm there. Conversely, flags alone prove nothing about the device, so
-// a few instructions of guest code are run too. Both together take about 3 ms.
+// they can by the CPU, which shows neither vmx nor svm there. Conversely, flags alone prove nothing about the device,
+// so a few instructions of guest code are run too. Both together take about 3 ms.
 func ProbeKVM() error {
 	flags, err := cpuFlags()
 	if err != nil {

@@ -92,7 +92,7 @@ func (p *Process) follow() {
 		return
 	}
 	err = raw.Read(func(fd uintptr) bool {
-		ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} //nolint:gosec // a descriptor fits
+		ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} // a descriptor fits
 		n, err := unix.Poll(ready, 0)
 		return err == nil && n == 1
 	})

@@ -59,7 +59,7 @@ func CheckSnapshot(dir string) (SnapshotInfo, error) {
 
 // readObject reads a file that must hold one whole JSON object.
 func readObject(path string) ([]byte, error) {
-	raw, err := os.ReadFile(path) //nolint:gosec // a snapshot folder named by the caller
+	raw, err := os.ReadFile(path) // a snapshot folder named by the caller
 	if err != nil {
 		return nil, err
 	}
@@ -110,8 +110,8 @@ type ConfigEdits struct {
 	VsockSocket string
 }
 
-// ZoneEdit replaces where a memory zone's content is and how it is mapped. Shared false maps the file privately: nothing
-// is copied and the file stays as it is, but the next snapshot of that VM is a full dump.
+// ZoneEdit replaces where a memory zone's content is and how it is mapped. Shared false maps the file privately:
+// nothing is copied and the file stays as it is, but the next snapshot of that VM is a full dump.
 type ZoneEdit struct {
 	File   string
 	Shared bool

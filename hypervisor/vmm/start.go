@@ -182,7 +182,7 @@ func command(o StartOptions) (*exec.Cmd, func(), error) {
 	if output == "" {
 		output = os.DevNull
 	}
-	out, err := os.OpenFile(output, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600) //nolint:gosec // named by the caller
+	out, err := os.OpenFile(output, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600) // named by the caller
 	if err != nil {
 		return nil, nil, err
 	}
@@ -195,7 +195,7 @@ func lastWords(o StartOptions) string {
 	const enough = 2048
 	var words []string
 	for _, path := range []string{o.Output, o.LogPath} {
-		raw, err := os.ReadFile(path) //nolint:gosec // named by the caller
+		raw, err := os.ReadFile(path) // named by the caller
 		if text := strings.TrimSpace(string(raw[max(0, len(raw)-enough):])); err == nil && text != "" {
 			words = append(words, text)
 		}

@@ -17,5 +17,5 @@ const (
 // si_pid, si_uid and si_status, four bytes each.
 func childStatus(info *unix.Siginfo) int {
 	const statusOffset = 24
-	return int(*(*int32)(unsafe.Add(unsafe.Pointer(info), statusOffset))) //nolint:gosec // fixed kernel layout
+	return int(*(*int32)(unsafe.Add(unsafe.Pointer(info), statusOffset))) // fixed kernel layout
 }

@@ -124,7 +124,7 @@ const pageSize = 4096
 
 // mark is what the page at an offset of the heap holds: it differs from page to page and from guest to guest.
 func (g *guest) mark(offset int) uint64 {
-	return binary.LittleEndian.Uint64(g.nonce[:]) ^ uint64(offset)*0x9e3779b97f4a7c15 //nolint:gosec // a mix of bits
+	return binary.LittleEndian.Uint64(g.nonce[:]) ^ uint64(offset)*0x9e3779b97f4a7c15 // a mix of bits
 }
 
 func (g *guest) fill() {
@@ -136,7 +136,7 @@ func (g *guest) fill() {
 // damaged counts the wrong pages in this tick's share of the heap.
 func (g *guest) damaged() int {
 	share := len(g.heap) / heapShare
-	from := int(g.tick%heapShare) * share //nolint:gosec // less than heapShare
+	from := int(g.tick%heapShare) * share // less than heapShare
 	wrong := 0
 	for at := from; at < from+share; at += pageSize {
 		if binary.LittleEndian.Uint64(g.heap[at:]) != g.mark(at) {

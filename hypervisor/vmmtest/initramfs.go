@@ -19,7 +19,7 @@ var guestModules = []string{
 
 // writeInitramfs makes an uncompressed initramfs: init, its console, and the modules found below modulesDir.
 func writeInitramfs(path, init, modulesDir string) error {
-	program, err := os.ReadFile(init) //nolint:gosec // a program of ours
+	program, err := os.ReadFile(init) // a program of ours
 	if err != nil {
 		return err
 	}
@@ -32,7 +32,7 @@ func writeInitramfs(path, init, modulesDir string) error {
 	a.add("dev/console", charMode, nil, 5, 1)
 	a.add("modules", dirMode, nil, 0, 0)
 	for i, name := range guestModules {
-		content, err := os.ReadFile(modules[name]) //nolint:gosec // from the images folder
+		content, err := os.ReadFile(modules[name]) // from the images folder
 		if err != nil {
 			return err
 		}

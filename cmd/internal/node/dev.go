@@ -23,8 +23,8 @@ const (
 	urlVariable = "LEAP0_BASE_URL"
 )
 
-// WriteDevEnv sees to an organization and a key for development and writes dev.env into the data folder, readable by its
-// owner only, whole or not at all. The key of an earlier start is kept while it is good. It gives the file's path.
+// WriteDevEnv sees to an organization and a key for development and writes dev.env into the data folder, readable by
+// its owner only, whole or not at all. The key of an earlier start is kept while it is good. It gives the file's path.
 func (n *Node) WriteDevEnv(ctx context.Context) (string, error) {
 	file := filepath.Join(n.cfg.DataDir, "dev.env")
 	key, err := n.knownKey(file)
@@ -46,7 +46,7 @@ func (n *Node) WriteDevEnv(ctx context.Context) (string, error) {
 
 // knownKey reads the key of an earlier start; empty where there is none or it is no longer good.
 func (n *Node) knownKey(file string) (string, error) {
-	f, err := os.Open(file) //nolint:gosec // in the data folder
+	f, err := os.Open(file) // in the data folder
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}

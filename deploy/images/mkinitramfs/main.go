@@ -33,7 +33,7 @@ func run(initFile, modulesDir, out string, wanted []string) (err error) {
 	if err != nil {
 		return err
 	}
-	f, err := os.Create(out) //nolint:gosec // named by the caller
+	f, err := os.Create(out) // named by the caller
 	if err != nil {
 		return err
 	}

@@ -46,7 +46,7 @@ const (
 
 func openIdentity(dir string) (*identityStore, error) {
 	s := &identityStore{dir: dir}
-	b, err := os.ReadFile(filepath.Join(dir, stateFile)) //nolint:gosec // the agent's own folder
+	b, err := os.ReadFile(filepath.Join(dir, stateFile)) // the agent's own folder
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
 	}
@@ -157,7 +157,7 @@ func rename(st identityState) error {
 		"/etc/machine-id": st.MachineID + "\n",
 		"/etc/hosts":      "127.0.0.1 localhost\n127.0.1.1 " + st.Hostname + "\n",
 	} {
-		if have, err := os.ReadFile(path); err == nil && string(have) == contents { //nolint:gosec // fixed paths
+		if have, err := os.ReadFile(path); err == nil && string(have) == contents { // fixed paths
 			continue
 		}
 		if err := replaceFile(path, []byte(contents), 0o644); err != nil {
@@ -190,10 +190,10 @@ func reseed(seed []byte) error {
 	defer f.Close() //nolint:errcheck // nothing is buffered
 	// struct rand_pool_info: entropy in bits, size in bytes, data.
 	info := make([]byte, 8+len(seed))
-	binary.NativeEndian.PutUint32(info, uint32(8*len(seed)))   //nolint:gosec // SeedSize
-	binary.NativeEndian.PutUint32(info[4:], uint32(len(seed))) //nolint:gosec // SeedSize
+	binary.NativeEndian.PutUint32(info, uint32(8*len(seed)))   // SeedSize
+	binary.NativeEndian.PutUint32(info[4:], uint32(len(seed))) // SeedSize
 	copy(info[8:], seed)
-	if err := ioctl(f.Fd(), rndAddEntropy, uintptr(unsafe.Pointer(&info[0]))); err != nil { //nolint:gosec // ioctl
+	if err := ioctl(f.Fd(), rndAddEntropy, uintptr(unsafe.Pointer(&info[0]))); err != nil { // ioctl
 		return fmt.Errorf("add entropy: %w", err)
 	}
 	clear(info)

@@ -39,7 +39,7 @@ func Load(ctx context.Context, args []string) error {
 		binary.LittleEndian.PutUint64(memory[at:], x)
 	}
 	if *ready != "" {
-		if err := os.WriteFile(*ready, nil, 0o644); err != nil { //nolint:gosec // nothing in it
+		if err := os.WriteFile(*ready, nil, 0o644); err != nil { // nothing in it
 			return err
 		}
 	}

@@ -32,7 +32,7 @@ func loadModules() error {
 }
 
 func loadModule(path string) error {
-	f, err := os.Open(path) //nolint:gosec // a name from the list in the initramfs
+	f, err := os.Open(path) // a name from the list in the initramfs
 	if err != nil {
 		return err
 	}

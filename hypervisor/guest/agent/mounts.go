@@ -39,7 +39,7 @@ type mountPoint struct {
 }
 
 func (m mountPoint) mount() error {
-	if err := os.MkdirAll(m.target, 0o755); err != nil { //nolint:gosec // a directory of the guest's root
+	if err := os.MkdirAll(m.target, 0o755); err != nil { // a directory of the guest's root
 		return err
 	}
 	if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil {
@@ -87,7 +87,7 @@ func mountRoot() error {
 		return err
 	}
 	for _, d := range []string{"upper", "work"} {
-		if err := os.MkdirAll(filepath.Join(overlayDir, d), 0o755); err != nil { //nolint:gosec // the root directory
+		if err := os.MkdirAll(filepath.Join(overlayDir, d), 0o755); err != nil { // the root directory
 			return err
 		}
 	}
@@ -114,7 +114,7 @@ func diskBySerial(sysBlock, serial string) (string, error) {
 		return "", err
 	}
 	for _, f := range files {
-		b, err := os.ReadFile(f) //nolint:gosec // a path in sysfs
+		b, err := os.ReadFile(f) // a path in sysfs
 		if err == nil && strings.TrimRight(strings.TrimSpace(string(b)), "\x00") == serial {
 			return filepath.Join("/dev", filepath.Base(filepath.Dir(f))), nil
 		}
@@ -168,11 +168,11 @@ func mountSystem(root string) error {
 // installSelf shows this program in dir by a bind mount, which costs no second copy in memory. The file itself stays
 // in the initramfs' file system, nameless after emptyInitramfs, kept by the mount and by running.
 func installSelf(dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // programs must be able to run it
+	if err := os.MkdirAll(dir, 0o755); err != nil { // programs must be able to run it
 		return err
 	}
 	target := filepath.Join(dir, "stillframe-guest")
-	if err := os.WriteFile(target, nil, 0o755); err != nil { //nolint:gosec // a mount point
+	if err := os.WriteFile(target, nil, 0o755); err != nil { // a mount point
 		return err
 	}
 	if err := unix.Mount("/init", target, "", unix.MS_BIND, ""); err != nil {

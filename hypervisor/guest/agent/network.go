@@ -85,7 +85,7 @@ func addressNIC(nic netlink.Link) error {
 // writeResolvConf names the node as resolver, writing only when that is not what the template says already.
 func writeResolvConf(path string) error {
 	want := "nameserver " + guest.HostIP + "\n"
-	if have, err := os.ReadFile(path); err == nil && string(have) == want { //nolint:gosec // a fixed path
+	if have, err := os.ReadFile(path); err == nil && string(have) == want { // a fixed path
 		return nil
 	}
 	return replaceFile(path, []byte(want), 0o644)
@@ -94,7 +94,7 @@ func writeResolvConf(path string) error {
 // replaceFile writes a small file in one step.
 func replaceFile(path string, contents []byte, perm fs.FileMode) error {
 	tmp := path + "." + strconv.Itoa(os.Getpid()) + ".tmp"
-	if err := os.WriteFile(tmp, contents, perm); err != nil { //nolint:gosec // fixed paths of the guest
+	if err := os.WriteFile(tmp, contents, perm); err != nil { // fixed paths of the guest
 		return err
 	}
 	if err := os.Rename(tmp, path); err != nil {

@@ -55,7 +55,7 @@ func writeContents(name, permissions string, contents io.Reader) error {
 			return err
 		}
 	}
-	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil { //nolint:gosec // an ordinary directory of the sandbox
+	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil { // an ordinary directory of the sandbox
 		return err
 	}
 	return replaceWith(p, mode, old, contents)
@@ -106,7 +106,7 @@ func createBeside(p string) (*os.File, error) {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails: the runtime aborts instead
 	tmp := filepath.Join(filepath.Dir(p), ".stillframe-"+hex.EncodeToString(b[:])+".tmp")
-	return os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // the caller may write anywhere
+	return os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) // the caller may write anywhere
 }
 
 func mkdir(_ context.Context, req guest.MkdirRequest) (none, error) {
@@ -121,7 +121,7 @@ func mkdir(_ context.Context, req guest.MkdirRequest) (none, error) {
 		}
 	}
 	if req.Recursive {
-		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil { //nolint:gosec // an ordinary directory
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil { // an ordinary directory
 			return none{}, err
 		}
 	}

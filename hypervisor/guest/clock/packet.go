@@ -57,16 +57,16 @@ func reply(req []byte, received time.Time, now func() time.Time) ([PacketSize]by
 
 // toNTP gives a time as 32 bits of seconds and 32 bits of their fraction, within the era that Unix time is in.
 func toNTP(t time.Time) uint64 {
-	sec := uint64(t.Unix()+epochOffset) & 0xffffffff //nolint:gosec // wraps by definition in 2036
+	sec := uint64(t.Unix()+epochOffset) & 0xffffffff // wraps by definition in 2036
 	return sec<<32 | uint64(t.Nanosecond())<<32/uint64(time.Second)
 }
 
 // fromNTP is the reverse; seconds below 2^31 are taken for the era that begins in 2036.
 func fromNTP(v uint64) time.Time {
-	sec := int64(v >> 32) //nolint:gosec // 32 bits
+	sec := int64(v >> 32) // 32 bits
 	if sec < 1<<31 {
 		sec += 1 << 32
 	}
 	nanos := (v&0xffffffff)*uint64(time.Second) + 1<<31
-	return time.Unix(sec-epochOffset, int64(nanos>>32)) //nolint:gosec // below 1e9
+	return time.Unix(sec-epochOffset, int64(nanos>>32)) // below 1e9
 }
