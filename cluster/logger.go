@@ -34,7 +34,7 @@ func (l *raftLogger) Log(level hclog.Level, msg string, args ...any) {
 			args[i] = fmt.Sprintf(format, f[1:]...)
 		}
 	}
-	l.slog.Log(context.Background(), at, msg, args...)
+	l.slog.Log(context.Background(), at, msg, args...) //nolint:sloglint // the words are the library's
 }
 
 func slogLevel(level hclog.Level) slog.Level {

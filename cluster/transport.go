@@ -29,7 +29,7 @@ func ListenTCP(addr string) (raft.StreamLayer, error) {
 
 // Dial implements raft.StreamLayer.
 func (tcpStream) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	return net.DialTimeout("tcp", string(addr), timeout)
+	return net.DialTimeout("tcp", string(addr), timeout) //nolint:noctx // the library has a timeout, no context
 }
 
 // inbound is a stream layer that closes what it accepted when it is closed. The library leaves that to the peers, and

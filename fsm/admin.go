@@ -73,9 +73,9 @@ func (d *draft) applyRegisterNode(c RegisterNode) *Error {
 	p.now(c.Now)
 	p.id("the node's id", string(c.Node.ID))
 	p.addf(c.Node.Name == "" || validName(c.Node.Name), "the node's name is too long or has control characters")
-	cap := c.Node.Capacity
-	p.addf(cap.VCPU >= 0 && cap.VCPU <= maxVCPU && cap.MemoryMiB >= 0 && cap.MemoryMiB <= maxMiB &&
-		cap.DiskMiB >= 0 && cap.DiskMiB <= maxMiB, "the node's capacity is out of range")
+	room := c.Node.Capacity
+	p.addf(room.VCPU >= 0 && room.VCPU <= maxVCPU && room.MemoryMiB >= 0 && room.MemoryMiB <= maxMiB &&
+		room.DiskMiB >= 0 && room.DiskMiB <= maxMiB, "the node's capacity is out of range")
 	if p.err != nil {
 		return p.err
 	}

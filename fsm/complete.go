@@ -42,7 +42,7 @@ func (d *draft) applyComplete(c Complete) (Intent, *Error) {
 // completable refuses a completion that says too little.
 func (d *draft) completable(in Intent, c Complete) *Error {
 	if in.Kind != IntentSnapshot || c.Error != nil {
-		return nil
+		return nil //nolint:nilerr // a command that reports a failure can be applied
 	}
 	if c.Manifest == nil {
 		return Errorf(KindInvalid, "snapshot intent %s cannot be done without a manifest", in.ID)

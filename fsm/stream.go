@@ -121,7 +121,7 @@ func readStream(r io.Reader) (*State, error) {
 	if !bytes.Equal(magic, streamMagic) {
 		return nil, fmt.Errorf("%w: it does not begin as a state of this version", errDamaged)
 	}
-	d, last := New().draft(), byte(tagEnd)
+	d, last := New().draft(), tagEnd
 	for {
 		tag, err := sr.ReadByte()
 		if err != nil {
