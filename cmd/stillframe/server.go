@@ -39,6 +39,8 @@ func (f *nodeFlags) add(cmd *cobra.Command, listen string) {
 		"virtual CPUs promised per CPU of this host")
 	flags.IntVar(&f.cfg.Overcommit.Disk, "overcommit-disk", f.cfg.Overcommit.Disk,
 		"times the data folder's filesystem is promised as virtual disk")
+	flags.DurationVar(&f.cfg.IntentDeadline, "intent-deadline", 0, "how long one create, restore, snapshot or delete "+
+		"may take before it is undone (default 2m)")
 	flags.TextVar(&f.logLevel, "log-level", &f.logLevel, "debug, info, warn or error")
 	flags.BoolVar(&f.logJSON, "log-json", false, "log JSON lines")
 	_ = cmd.MarkFlagRequired("data")

@@ -41,8 +41,10 @@ type Config struct {
 	Images     string // images folder; empty: see hypervisor.FindImages
 	KernelArgs string // added to every guest kernel's command line
 	Overcommit hypervisor.Overcommit
-	Version    string
-	Logger     *slog.Logger
+	// IntentDeadline bounds one create, restore, snapshot or delete on this host; 0 is the owner's default.
+	IntentDeadline time.Duration
+	Version        string
+	Logger         *slog.Logger
 }
 
 // Node is a running node.
@@ -175,6 +177,7 @@ func (n *Node) startOwner(ctx context.Context, images *hypervisor.Images) (err e
 	n.owner, err = hypervisor.New(hypervisor.Config{
 		Node: n.id, DataDir: n.cfg.DataDir, Images: images, VMM: n.choice, KernelArgs: n.cfg.KernelArgs,
 		Log: n.log, NewIntentID: cluster.NewIntentID, Logger: n.cfg.Logger, Metrics: n.registry,
+		Deadline: n.cfg.IntentDeadline,
 	})
 	if err != nil {
 		return err
