@@ -181,11 +181,9 @@ func (o *Owner) startOpenIntents(ctx context.Context) {
 // a shutdown nothing is proposed: the intent stays open for the next start.
 func (o *Owner) carryOut(ctx context.Context, in fsm.Intent) {
 	began := time.Now()
-	stepsCtx, cancel := context.WithTimeout(ctx, o.cfg.Deadline)
-	defer cancel()
 	p, err := o.plan(in)
 	if err == nil {
-		err = o.runSteps(stepsCtx, in, p.steps)
+		err = o.runSteps(ctx, in, p.steps)
 	}
 	log := o.log.With("intent", in.ID, "kind", in.Kind, "sandbox", in.Sandbox, "snapshot", in.Snapshot)
 	if err == nil {
@@ -199,7 +197,10 @@ func (o *Owner) carryOut(ctx context.Context, in fsm.Intent) {
 	log.Error("intent failed", "took", time.Since(began), "error", err)
 	outcome := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch, Error: clientError(in, err)}
 	if p.undo != nil {
-		outcome.SandboxStopped = p.undo(ctx)
+		if gone := p.undo(ctx); gone != "" {
+			outcome.SandboxStopped = gone
+			outcome.Error = fsm.Errorf(fsm.KindConflict, "the snapshot could not be taken: the sandbox has stopped (%s)", gone)
+		}
 	}
 	if err := o.complete(ctx, outcome); err != nil && ctx.Err() == nil {
 		log.Error("outcome not accepted", "error", err)
@@ -232,9 +233,6 @@ func (o *Owner) plan(in fsm.Intent) (plan, error) {
 // commit is the last step of every plan: the outcome enters the log.
 func (o *Owner) commit(in fsm.Intent, fill func(*fsm.Complete)) step {
 	return step{StepCommit, func(ctx context.Context) error {
-		// The work is done; that the intent's own deadline passes now must not undo it.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.cfg.Deadline)
-		defer cancel()
 		c := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch}
 		if fill != nil {
 			fill(&c)

@@ -43,10 +43,11 @@ func (o *Owner) planSnapshot(in fsm.Intent) (plan, error) {
 	if !ok {
 		return plan{}, fsm.Errorf(fsm.KindInternal, "intent %s is for snapshot %s, which is not there", in.ID, in.Snapshot)
 	}
-	if mf, err := readManifest(o.snapshotDir(in.Snapshot)); err == nil {
-		return plan{steps: []step{o.commit(in, func(c *fsm.Complete) { c.Manifest = &mf })}}, nil
-	}
 	e := &exposure{o: o, in: in, sn: sn, tmp: snapshotFiles{o.snapshotTmp(in.Snapshot)}}
+	if mf, err := readManifest(o.snapshotDir(in.Snapshot)); err == nil {
+		e.manifest = mf
+		return plan{undo: e.undo, steps: []step{o.commit(in, e.outcome)}}, nil
+	}
 	if _, err := os.Stat(e.tmp.dir); err == nil {
 		return plan{undo: e.undo, steps: []step{{StepPrepare, func(context.Context) error {
 			return fsm.Errorf(fsm.KindUnavailable, "the node was restarted while snapshot %s was being taken", sn.Name)
@@ -68,20 +69,26 @@ func (o *Owner) planSnapshot(in fsm.Intent) (plan, error) {
 		{StepVerify, e.verify},
 		{StepDigest, e.digest},
 		{StepPublish, e.publish},
-		o.commit(in, func(c *fsm.Complete) {
-			c.Manifest = &e.manifest
-			if in.KillAfter {
-				c.NextIntent = o.cfg.NewIntentID()
-			}
-		}),
+		o.commit(in, e.outcome),
 	}}, nil
+}
+
+// outcome says that the snapshot is ready, and what has become of its source.
+func (e *exposure) outcome(c *fsm.Complete) {
+	c.Manifest = &e.manifest
+	if e.in.KillAfter {
+		c.NextIntent = e.o.cfg.NewIntentID()
+	}
+	if _, err := e.o.machine(e.in.Sandbox); err != nil {
+		c.SandboxStopped = vmmNotRunning
+	}
 }
 
 // undo leaves the source running and no file behind. It says why the source's VM is gone, where it is.
 func (e *exposure) undo(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, e.o.cfg.Deadline)
 	defer cancel()
-	gone := e.o.ensureRunning(ctx, e.in.Sandbox)
+	gone := e.o.ensureRunning(ctx, e.in.Sandbox, e.paused)
 	for _, c := range []*store.Capture{e.ram, e.disk} {
 		if c != nil {
 			if err := c.Abort(); err != nil {

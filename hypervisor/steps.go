@@ -86,10 +86,18 @@ func failedStep(err error) string {
 	return "planning"
 }
 
-// runSteps takes the steps in order and stops at the first that fails. The error names the step.
+// runSteps takes the steps in order and stops at the first that fails. The error names the step. The intent's deadline
+// does not bound the commit: the work is done then, and to give up on an outcome that may be in the log already, and
+// undo the work, would leave the log speaking of what is not there.
 func (o *Owner) runSteps(ctx context.Context, in fsm.Intent, steps []step) error {
+	limited, cancel := context.WithTimeout(ctx, o.cfg.Deadline)
+	defer cancel()
 	for _, s := range steps {
-		if err := o.runStep(ctx, in, s); err != nil {
+		stepCtx := limited
+		if s.name == StepCommit {
+			stepCtx = ctx
+		}
+		if err := o.runStep(stepCtx, in, s); err != nil {
 			return err
 		}
 	}

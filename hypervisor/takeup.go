@@ -73,7 +73,7 @@ func (o *Owner) adopt(ctx context.Context, sb fsm.Sandbox) error {
 	}
 	o.metrics.takenUp.WithLabelValues("adopted").Inc()
 	o.log.Info("VM taken up again", "sandbox", sb.ID, "pid", m.proc.Record().PID)
-	if gone := o.ensureRunning(ctx, sb.ID); gone != "" {
+	if gone := o.ensureRunning(ctx, sb.ID, sb.State == fsm.SandboxSnapshotting); gone != "" {
 		o.log.Error("VM lost at take-up", "sandbox", sb.ID, "reason", gone)
 	}
 	return nil
@@ -98,22 +98,28 @@ func (o *Owner) reattach(id fsm.SandboxID) (*machine, error) {
 // resumePatience bounds how long a VM may be left paused because its VMM does not answer.
 const resumePatience = 10 * time.Second
 
+// vmmNotRunning is why a sandbox is stopped whose VMM's end nobody has seen.
+const vmmNotRunning = "its VMM is not running"
+
 // ensureRunning resumes a VM that stands still. It is the last line of "a source is never left paused": where the VMM
-// does not answer now, a goroutine goes on trying for as long as the VMM lives. The result says why the VM is gone, if
-// it is.
-func (o *Owner) ensureRunning(ctx context.Context, id fsm.SandboxID) (gone string) {
+// does not answer now, a goroutine goes on trying for as long as the VMM lives. doubt says that a request to pause may
+// still be on its way to a VMM that hung: that the VM runs now does not mean that it will in a moment, so it is looked
+// at again. The result says why the VM is gone, if it is.
+func (o *Owner) ensureRunning(ctx context.Context, id fsm.SandboxID, doubt bool) (gone string) {
 	m, err := o.machine(id)
 	if err != nil {
-		return "its VMM is not running"
+		return vmmNotRunning
 	}
 	tryCtx, cancel := context.WithTimeout(ctx, resumePatience)
 	defer cancel()
-	if err := o.resumeIfPaused(tryCtx, m); err == nil {
-		return ""
-	} else if !m.proc.Alive() {
+	err = o.resumeIfPaused(tryCtx, m)
+	switch {
+	case !m.proc.Alive():
 		return "its VMM ended: " + m.proc.ExitStatus()
-	} else {
+	case err != nil:
 		o.log.Error("the VMM does not answer; trying on to resume its VM", "sandbox", id, "error", err)
+	case !doubt:
+		return ""
 	}
 	o.workers.Add(1)
 	go func() {
@@ -123,8 +129,12 @@ func (o *Owner) ensureRunning(ctx context.Context, id fsm.SandboxID) (gone strin
 	return ""
 }
 
+// settledAfter is how many looks in a row, a second apart, must find the VM running before keepResuming believes it: a
+// VMM that hung carries out what waited in its socket in no order that one could rely on.
+const settledAfter = 3
+
 func (o *Owner) keepResuming(m *machine) {
-	for {
+	for found := 0; found < settledAfter; {
 		select {
 		case <-m.detached:
 			return
@@ -132,14 +142,18 @@ func (o *Owner) keepResuming(m *machine) {
 			return
 		case <-time.After(time.Second):
 		}
+		if sb, ok := o.cfg.Log.State().Sandbox(m.id); !ok || sb.State == fsm.SandboxSnapshotting {
+			found = 0 // a snapshot under way pauses it rightly, and sees to it itself
+			continue
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), resumePatience)
 		err := o.resumeIfPaused(ctx, m)
 		cancel()
-		if err == nil {
-			o.log.Info("the VMM answers again and its VM runs", "sandbox", m.id)
-			return
+		if found++; err != nil {
+			found = 0
 		}
 	}
+	o.log.Info("the VMM answers and its VM runs", "sandbox", m.id)
 }
 
 func (o *Owner) resumeIfPaused(ctx context.Context, m *machine) error {
