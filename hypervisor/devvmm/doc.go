@@ -27,5 +27,10 @@
 // # Guarantees
 //
 // Between pause and resume the guest does not run and its disk writes are in the host's page cache. A truncated or
-// altered state.json is noticed. Nothing is synced: that is the caller's part, as with Cloud Hypervisor.
+// altered state.json is noticed.
+//
+// # Not guaranteed
+//
+// Nothing is synced, neither snapshots, which is the caller's part as with Cloud Hypervisor, nor disks: a guest's flush
+// ends in the host's page cache, so that a pause never waits for the host's disk. A crash of the host loses the VM anyway.
 package devvmm
