@@ -20,12 +20,3 @@ find_images() {
   fi
   printf '%s\n' "$images"
 }
-
-# Words for the command line of a guest's kernel, which in the lab is emulated twice over. They spare it what it does
-# slowly or measures wrongly there: relocating itself, working around faults that the emulated processor does not have,
-# and measuring the clock while the machine above it is not scheduled.
-guest_kernel_arguments() {
-  local khz
-  khz=$(awk -F: '/^cpu MHz/ { printf "%d", $2 * 1000; exit }' /proc/cpuinfo)
-  printf 'nokaslr mitigations=off no_timer_check tsc=reliable tsc_early_khz=%d lpj=%d\n' "$khz" $((khz * 4))
-}

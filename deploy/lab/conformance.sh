@@ -18,6 +18,8 @@ images=$(find_images "$repo")
 mkdir -p "$repo/build/lab"
 (cd "$repo" && CGO_ENABLED=0 go test -c -o build/lab/vmmtest ./hypervisor/vmmtest)
 
+# The variable in the last lines is the emulated machine's.
+# shellcheck disable=SC2016
 # The suite's temporary files go to the scratch disk: RAM files and snapshots as they are in a node's data folder.
 exec "$here/run.sh" -v -memory 2560 -timeout "${STILLFRAME_LAB_TIMEOUT:-30m}" -scratch 8192:xfs:/data -dir /data \
   -with "$vmm:/usr/local/bin/cloud-hypervisor" \
@@ -26,5 +28,5 @@ exec "$here/run.sh" -v -memory 2560 -timeout "${STILLFRAME_LAB_TIMEOUT:-30m}" -s
   -env TMPDIR=/data -env STILLFRAME_IMAGES=/images \
   -env STILLFRAME_CONFORMANCE_VMMS=/usr/local/bin/cloud-hypervisor \
   -env STILLFRAME_CONFORMANCE_PATIENCE=4 \
-  -env "STILLFRAME_CONFORMANCE_CMDLINE=$(guest_kernel_arguments)" \
-  -- vmmtest -test.v -test.timeout 0 "$@"
+  -- sh -c 'STILLFRAME_CONFORMANCE_CMDLINE=$STILLFRAME_LAB_GUEST_ARGS exec vmmtest -test.v -test.timeout 0 "$@"' \
+  vmmtest "$@"

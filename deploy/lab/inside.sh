@@ -4,6 +4,7 @@
 set -euo pipefail
 
 export PATH=/opt/stillframe/build:$PATH STILLFRAME_DATA=/data/node
+export STILLFRAME_KERNEL_ARGS=$STILLFRAME_LAB_GUEST_ARGS
 mkdir -p "$STILLFRAME_DATA" /data/report
 log=/data/report/node.log
 

@@ -34,5 +34,4 @@ exec "$here/run.sh" -v -memory "${STILLFRAME_LAB_MEMORY:-4096}" -timeout "${STIL
   -with "$here/inside.sh:/opt/stillframe/inside.sh" \
   -with "$script:/opt/stillframe/script" \
   -env STILLFRAME_VMM=/usr/local/bin/cloud-hypervisor \
-  -env "STILLFRAME_KERNEL_ARGS=$(guest_kernel_arguments)" \
   -- bash /opt/stillframe/inside.sh "$@"

@@ -1,4 +1,4 @@
-//go:build linux
+//go:build linux && amd64
 
 // Command labrun runs one command as root in an emulated x86-64 machine that has AMD-V, so that a VMM which needs
 // /dev/kvm runs where no usable KVM is, and so that tests may do to a kernel what they would not do to the host's.
@@ -30,6 +30,8 @@ const (
 	exitLab     = 125
 )
 
+const guestWordsEnv = "STILLFRAME_LAB_GUEST_ARGS"
+
 // options are what one run was asked for.
 type options struct {
 	dir     string // folder made by prepare.sh
@@ -39,6 +41,7 @@ type options struct {
 	timeout time.Duration // for boot and command together
 	console string        // file for the machine's serial console; empty keeps only its tail, for failures
 	verbose bool
+	tscKHz  uint64   // of this machine, and so of all that is emulated on it
 	files   []string // on the host; job.Binds says at the same index where each appears
 	collect string   // host folder that receives job.Collect
 	job     job.Job
@@ -66,7 +69,8 @@ func main() {
 
 const help = `usage: labrun [flags] -- command [argument…]
 
-Runs the command as root in an emulated Debian machine with /dev/kvm and ends with its exit code.
+Runs the command as root in an emulated Debian machine with /dev/kvm and ends with its exit code. The command finds in
+STILLFRAME_LAB_GUEST_ARGS what to add to the command line of the kernels of its own guests.
 
 `
 
@@ -98,6 +102,8 @@ func parse(args []string) (options, error) {
 	o.job.Argv = flags.Args()
 	o.job.Modules = strings.FieldsFunc(*modules, func(r rune) bool { return r == ',' })
 	o.job.Seconds = commandSeconds(o.timeout)
+	o.tscKHz = tscKHz()
+	o.job.Env = append(o.job.Env, guestWordsEnv+"="+guestWords(o.tscKHz))
 	return o, o.check()
 }
 
