@@ -21,7 +21,7 @@ FUZZTIME      ?= 20s
 GOLANGCI_VERSION    := v2.15.0
 GOVULNCHECK_VERSION := v1.9.0
 
-.PHONY: help setup build demo test bench fuzz lint vuln clean
+.PHONY: help setup build demo client test bench fuzz lint vuln clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ build: ## Build the programs into build/
 
 demo: setup ## Show the main job on real virtual machines: create, snapshot, restore three times, delete
 	deploy/demo/run.sh
+
+client: setup ## Run the published Python client of the API against a node, unchanged
+	deploy/client/run.sh
 
 test: setup ## Run all tests, with the race detector, on real virtual machines
 	go vet ./...
