@@ -85,8 +85,8 @@ func (p *Process) awaitAPI(ctx context.Context) (Ping, error) {
 	}
 }
 
-// spawn starts the process in its namespace. A goroutine wired to an operating system thread enters the namespace and
-// forks from there; it is never unwired, so that the runtime ends the thread instead of using it for others.
+// spawn starts the process in its namespace: a goroutine wired to an operating system thread enters it, forks from there
+// and comes back.
 func spawn(o StartOptions) (*Process, error) {
 	cmd, closeFiles, err := command(o)
 	if err != nil {
@@ -103,27 +103,41 @@ func spawn(o StartOptions) (*Process, error) {
 	results := make(chan result, 1)
 	go func() {
 		runtime.LockOSThread()
-		if err := enterNetNS(o.NetNS); err != nil {
+		leave, err := enterNetNS(o.NetNS)
+		if err != nil {
+			runtime.UnlockOSThread() // it has not moved
 			results <- result{err: err}
 			return
 		}
 		p, err := launch(cmd, o)
+		// A thread that cannot come back is not unwired: the runtime then ends it instead of using it for others. That
+		// must stay the exception, because the process's first thread cannot end and would hold the namespace for good.
+		if leave() == nil {
+			runtime.UnlockOSThread()
+		}
 		results <- result{p, err}
 	}()
 	r := <-results
 	return r.p, r.err
 }
 
-func enterNetNS(path string) error {
+// enterNetNS moves the calling thread into a network namespace; the result moves it back.
+func enterNetNS(path string) (leave func() error, err error) {
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the thread's network namespace: %w", err)
+	}
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open network namespace %s: %w", path, err)
+		return nil, errors.Join(fmt.Errorf("open network namespace %s: %w", path, err), unix.Close(home))
 	}
 	defer func() { _ = unix.Close(fd) }()
 	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("enter network namespace %s: %w", path, err)
+		return nil, errors.Join(fmt.Errorf("enter network namespace %s: %w", path, err), unix.Close(home))
 	}
-	return nil
+	return func() error {
+		return errors.Join(unix.Setns(home, unix.CLONE_NEWNET), unix.Close(home))
+	}, nil
 }
 
 func launch(cmd *exec.Cmd, o StartOptions) (*Process, error) {
