@@ -57,7 +57,7 @@ func Create(ctx context.Context, name string) (*Namespace, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err := onThread(func() (bool, error) { return false, ns.build() }); err != nil {
+	if err := onThread(ns.build); err != nil {
 		return nil, fmt.Errorf("make network namespace %s: %w", name, err)
 	}
 	return ns, nil
@@ -76,7 +76,7 @@ func (ns *Namespace) clear(ctx context.Context) error {
 	return Destroy(ctx, ns.name)
 }
 
-// build runs on a thread of its own, which is thrown away afterwards: it leaves the host's namespace for good.
+// build moves the calling thread into a new namespace and names that once it is complete.
 func (ns *Namespace) build() error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("unshare: %w", err)
@@ -193,40 +193,45 @@ func shareDir() error {
 	return unix.Mount("", Dir, "", unix.MS_SHARED|unix.MS_REC, "")
 }
 
-// Do calls f on a thread that is in the namespace. Sockets that f opens stay there; goroutines that f starts do not
-// run there. f must not keep the thread for long.
+// Do calls f on a thread that is in the namespace. Sockets and processes that f starts stay there; goroutines that f
+// starts do not run there. f must not keep the thread for long.
 func (ns *Namespace) Do(f func() error) error {
 	h, err := ns.open()
 	if err != nil {
 		return err
 	}
 	defer h.Close() //nolint:errcheck // only entered
-	return onThread(func() (bool, error) {
-		home, err := os.Open("/proc/thread-self/ns/net")
-		if err != nil {
-			return true, err
-		}
-		defer home.Close() //nolint:errcheck // only entered
+	return onThread(func() error {
 		if err := unix.Setns(int(h.Fd()), unix.CLONE_NEWNET); err != nil {
-			return true, fmt.Errorf("enter network namespace %s: %w", ns.name, err)
+			return fmt.Errorf("enter network namespace %s: %w", ns.name, err)
 		}
-		err = f()
-		back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET)
-		return back == nil, err
+		return f()
 	})
 }
 
-// onThread calls f on a locked thread of its own goroutine, which goes back into use only if f says that it is clean:
-// a goroutine that ends while locked takes its thread along.
-func onThread(f func() (clean bool, err error)) error {
+// onThread calls f on a locked thread, which f may take to another network namespace, and brings the thread back to its
+// own. A thread that cannot come back stays locked while its goroutine ends: the runtime then ends it instead of using
+// it for others. That must stay the exception, because a process's first thread cannot end, and would hold the
+// namespace for as long as the process lives.
+func onThread(f func() error) error {
 	done := make(chan error)
 	go func() {
+		result := errors.New("the function ended its goroutine") // what remains if f does
+		defer func() { done <- result }()
 		runtime.LockOSThread()
-		clean, err := f()
-		if clean {
+		home, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
 			runtime.UnlockOSThread()
+			result = err
+			return
 		}
-		done <- err
+		defer func() {
+			if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+				runtime.UnlockOSThread()
+			}
+			_ = home.Close() // only entered
+		}()
+		result = f()
 	}()
 	return <-done
 }
