@@ -12,8 +12,8 @@
 //
 // # What is not
 //
-// No vsock, no hotplug, no migration, no passthrough, one memory zone at most. Snapshots are restored by the same program
-// with the same QEMU only. Emulation is ten to thirty times slower than hardware.
+// No vsock, no hotplug, no migration, no passthrough, one memory zone at most. Snapshots are restored by the same
+// program with the same QEMU only. Emulation is ten to thirty times slower than hardware.
 //
 // # How it is done
 //
@@ -21,8 +21,8 @@
 //   - Guest memory is always a file mapped by QEMU: the configured one, or a memfd of ours. So the device state never
 //     contains it: device state is some 100 KiB and saved in about 2 ms.
 //   - The device state goes from QEMU into a memfd and from there, with its size and digest, into state.json; a restore
-//     hands it to a new QEMU as an incoming migration. QMP's xen-save-devices-state does exactly this (nothing in it needs
-//     Xen), while QMP's migrate would start threads, take the disks away from the guest and have to be undone.
+//     hands it to a new QEMU as an incoming migration. QMP's xen-save-devices-state does exactly this (nothing in it
+//     needs Xen), while QMP's migrate would start threads, take the disks away and have to be undone.
 //
 // # Guarantees
 //
@@ -32,5 +32,6 @@
 // # Not guaranteed
 //
 // Nothing is synced, neither snapshots, which is the caller's part as with Cloud Hypervisor, nor disks: a guest's flush
-// ends in the host's page cache, so that a pause never waits for the host's disk. A crash of the host loses the VM anyway.
+// ends in the host's page cache, so that a pause never waits for the host's disk. A crash of the host loses the VM
+// anyway.
 package devvmm

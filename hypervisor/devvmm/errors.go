@@ -29,13 +29,13 @@ func unsupported(what string) error {
 // Refusals whose words people and programs meet in the real VMM's logs.
 var (
 	errNotRunning     = because("VM is not running")
-	errNotCreated     = notFound{because("VM is not created")}
-	errMissingConfig  = notFound{because("VM config is missing")}
+	errNotCreated     = notFoundError{because("VM is not created")}
+	errMissingConfig  = notFoundError{because("VM config is missing")}
 	errAlreadyCreated = because("VM is already created")
 )
 
-// notFound marks the two refusals that are answered with 404 instead of 500.
-type notFound struct{ error }
+// notFoundError marks the two refusals that are answered with 404 instead of 500.
+type notFoundError struct{ error }
 
 // replyError is a refusal as it goes out: a status and a JSON array of messages.
 type replyError struct {
@@ -57,7 +57,7 @@ func errBadJSON(err error) *replyError {
 // refuse wraps the failure of an operation with what the API says about that operation.
 func refuse(operation string, err error) *replyError {
 	r := &replyError{status: http.StatusInternalServerError, messages: []string{"Error from API", operation}}
-	var missing notFound
+	var missing notFoundError
 	if errors.As(err, &missing) {
 		r.status, err = http.StatusNotFound, missing.error
 	}

@@ -100,7 +100,7 @@ func (q *qemu) spawn(args []string, files []*os.File) error {
 	if err != nil {
 		return err
 	}
-	q.cmd = exec.Command("/proc/self/exe", append([]string{launchArg, binary}, args...)...) //nolint:gosec // ours
+	q.cmd = exec.Command("/proc/self/exe", append([]string{launchArg, binary}, args...)...)
 	q.cmd.ExtraFiles = files
 	q.cmd.Stdout, q.cmd.Stderr = os.Stdout, q.output
 	q.cmd.WaitDelay = time.Second

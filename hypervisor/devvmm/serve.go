@@ -41,7 +41,7 @@ func Serve(ctx context.Context, o Options) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	version := NewVersion()
-	go func() { _, _ = version.Resolve() }() // so that the first ping need not wait; its error comes again there
+	go version.prepare()
 	a := &api{
 		version: version, log: o.Logger,
 		stop: func() { cancel(nil) },
@@ -58,7 +58,9 @@ func Serve(ctx context.Context, o Options) error {
 	case err = <-served:
 	case <-ctx.Done():
 		err = a.end(server, context.Cause(ctx))
-		<-served
+		if failed := <-served; !errors.Is(failed, http.ErrServerClosed) {
+			err = errors.Join(err, failed)
+		}
 	}
 	return err
 }

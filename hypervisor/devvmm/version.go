@@ -43,6 +43,13 @@ func NewVersion() Version { return Version{sync.OnceValues(findVersion)} }
 // Resolve gives the versions, asking QEMU the first time.
 func (v Version) Resolve() (VersionInfo, error) { return v.resolve() }
 
+// prepare asks ahead of the first ping, which would wait for it. An error is told to whoever resolves it.
+func (v Version) prepare() {
+	if _, err := v.resolve(); err != nil {
+		return
+	}
+}
+
 func findVersion() (VersionInfo, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), qmpTimeout)
 	defer cancel()

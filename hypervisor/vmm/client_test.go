@@ -21,7 +21,7 @@ func serveAPI(t *testing.T, h http.HandlerFunc) *Client {
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)
 	require.NoError(t, err)
-	server := &httptest.Server{Listener: l, Config: &http.Server{Handler: h}} //nolint:gosec // a test's own
+	server := &httptest.Server{Listener: l, Config: &http.Server{Handler: h}}
 	server.Start()
 	t.Cleanup(server.Close)
 	return NewClient(socket)
@@ -112,7 +112,7 @@ func TestAHungVMMIsGivenUp(t *testing.T) {
 func TestSocketPathsMayBeLong(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), strings.Repeat("long", 30))
 	l := listenIn(t, dir, "s")
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { //nolint:gosec // ours
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(Ping{Version: "1.2.3"})
 	})}
 	go func() { _ = server.Serve(l) }()

@@ -85,8 +85,8 @@ func (p *Process) awaitAPI(ctx context.Context) (Ping, error) {
 	}
 }
 
-// spawn starts the process in its namespace: a goroutine wired to an operating system thread enters it, forks from there
-// and comes back.
+// spawn starts the process in its namespace: a goroutine wired to an operating system thread enters it, forks from
+// there and comes back.
 func spawn(o StartOptions) (*Process, error) {
 	cmd, closeFiles, err := command(o)
 	if err != nil {
@@ -189,7 +189,7 @@ func command(o StartOptions) (*exec.Cmd, func(), error) {
 	if o.EventPath != "" {
 		args = append(args, "--event-monitor", "path="+o.EventPath)
 	}
-	cmd := exec.Command(o.Binary, append(args, o.Args...)...) //nolint:gosec // the operator's choice of VMM
+	cmd := exec.Command(o.Binary, append(args, o.Args...)...)
 	cmd.Dir, cmd.Env = o.Dir, o.Env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	output := o.Output
