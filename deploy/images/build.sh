@@ -24,13 +24,14 @@ mkdir -p "$stamps" "$out/templates"
 exec 9>"$out/lock"
 flock 9 # two builds at once take turns
 
-work=$(mktemp -d "$out/work.XXXXXX")
 cleanup() {
 	# debootstrap mounts proc and sys below its target; deepest first.
-	awk -v w="$work/" 'index($2, w) == 1 { print $2 }' /proc/mounts | sort -r | while read -r m; do umount -l "$m"; done
-	rm -rf --one-file-system "$work"
+	awk -v w="$out/work." 'index($2, w) == 1 { print $2 }' /proc/mounts | sort -r | while read -r m; do umount -l "$m"; done
+	rm -rf --one-file-system "$out"/work.*
 }
+cleanup # what a build that was killed has left
 trap cleanup EXIT
+work=$(mktemp -d "$out/work.XXXXXX")
 trap 'exit 130' INT TERM
 
 # Files dated after this get this date, so that an image depends less on when it was made.
@@ -227,7 +228,7 @@ make_debian() {
 say "into $out"
 # debootstrap's progress is in its log; it takes a few minutes.
 need_packages debootstrap debian-archive-keyring e2fsprogs lz4 xz-utils zstd uuid-runtime
-(cd "$repo" && CGO_ENABLED=0 GOFLAGS='' go build -trimpath -ldflags '-s -w -buildid=' \
+(cd "$repo" && CGO_ENABLED=0 GOFLAGS='' go build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' \
 	-o "$work/stillframe-guest" ./cmd/stillframe-guest)
 
 functions() { declare -f "$@"; }

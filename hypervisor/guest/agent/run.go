@@ -2,7 +2,9 @@ package agent
 
 import (
 	"errors"
+	"os"
 	"os/exec"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -11,6 +13,14 @@ import (
 
 	"stillframe/hypervisor/guest"
 )
+
+// agentOOMScore makes the agent the last choice of the kernel when memory runs out; commands get the ordinary 0.
+const agentOOMScore = -900
+
+// setOOMScore writes oom_score_adj of a process, see proc(5).
+func setOOMScore(pid string, score int) error {
+	return os.WriteFile("/proc/"+pid+"/oom_score_adj", []byte(strconv.Itoa(score)), 0o600)
+}
 
 // run is one command under way. Its goroutine (supervise) ends with the command.
 type run struct {
@@ -43,6 +53,7 @@ func startRun(cmd *exec.Cmd, timeout time.Duration, stdout, stderr sink) (*run, 
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	_ = setOOMScore(strconv.Itoa(cmd.Process.Pid), 0) // may have ended already
 	if timeout == 0 {
 		timeout = guest.DefaultExecTimeout
 	}

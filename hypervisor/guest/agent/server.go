@@ -44,6 +44,10 @@ func NewServer(log *slog.Logger, dir string) (*Server, error) {
 func Serve(ctx context.Context, log *slog.Logger) error {
 	// Started through /proc/self/exe, the kernel calls it "exe"; a name in ps is a courtesy, so failing is no error.
 	_ = os.WriteFile("/proc/self/comm", []byte("stillframe-agent"), 0o600)
+	// A sandbox that runs out of memory should lose its own processes before the way to reach it.
+	if err := setOOMScore("self", agentOOMScore); err != nil {
+		return err
+	}
 	s, err := NewServer(log, RunDir)
 	if err != nil {
 		return err

@@ -24,7 +24,9 @@ const (
 
 // supervise is the rest of process 1's life: take in what dies, and start the agent again when that is what died.
 func supervise(boot string) {
-	signal.Ignore() // a stray kill 1 must not take the machine down
+	// A stray kill 1 must not take the machine down. Taken in and dropped, not ignored: what is ignored stays so in
+	// every program that is started from here.
+	signal.Notify(make(chan os.Signal, 1))
 	pause := restartMin
 	for {
 		started := time.Now()
