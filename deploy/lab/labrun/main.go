@@ -107,10 +107,10 @@ func parse(args []string) (options, error) {
 	return o, o.check()
 }
 
-// commandSeconds leaves a tenth of the time to the boot and to collecting, so that the machine itself can end a stuck
-// command and still hand over what it left.
+// commandSeconds leaves some time to the boot and to collecting, so that the machine itself can end a stuck command and
+// still hand over what it left.
 func commandSeconds(timeout time.Duration) int {
-	return max(1, int((timeout - timeout/10).Seconds()))
+	return max(1, int((timeout - min(timeout/3, 30*time.Second)).Seconds()))
 }
 
 func (o *options) check() error {
