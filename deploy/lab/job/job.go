@@ -2,6 +2,8 @@
 // command to run, and the names of the disks and ports between the two sides. It imports only the standard library.
 package job
 
+import "time"
+
 // Serial numbers by which labinit finds its disks, whatever order the kernel names them in.
 const (
 	RootDisk    = "lab-root"    // ext4, the Debian tree; writes are thrown away
@@ -23,6 +25,9 @@ const (
 	Files = "files"
 )
 
+// ExitTimeout is the exit code of a run whose time was over.
+const ExitTimeout = 124
+
 // A Job is one command with what it needs around it.
 type Job struct {
 	// Argv is the command; Argv[0] is looked up in the machine's PATH.
@@ -41,8 +46,9 @@ type Job struct {
 	ScratchFS string `json:"scratch_fs,omitempty"`
 	// Collect is the folder whose content goes back to the host; empty means none.
 	Collect string `json:"collect,omitempty"`
-	// Seconds is how long the command may run, so that a stuck command ends with its output kept; 0 means no limit.
-	Seconds int `json:"seconds,omitempty"`
+	// Until is when the command is killed, so that a stuck command ends with what it left handed over; zero means never.
+	// The machine has the host's wall clock, to about a second.
+	Until time.Time `json:"until,omitzero"`
 }
 
 // A Bind makes one thing that was brought in appear at an absolute path.
@@ -55,7 +61,7 @@ type Bind struct {
 type Report struct {
 	// Started says that the machine is up and the command is about to start.
 	Started *Started `json:"started,omitempty"`
-	// Exit is the exit code of the command, 128+n after signal n. It is the last Report.
+	// Exit is the exit code of the command, 128+n after signal n, or ExitTimeout. It is the last Report.
 	Exit *int `json:"exit,omitempty"`
 	// Failure says why the machine could not run the command, or could not hand over what it left.
 	Failure string `json:"failure,omitempty"`

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -193,14 +194,20 @@ func runCommand(j job.Job) (int, error) {
 		fmt.Fprintln(stderr, "labinit:", err)
 		return exitNotStarted, nil
 	}
-	if j.Seconds > 0 {
-		limit := time.AfterFunc(time.Duration(j.Seconds)*time.Second, func() {
-			fmt.Fprintf(stderr, "labinit: the command's %d s are over\n", j.Seconds)
+	var over atomic.Bool
+	if !j.Until.IsZero() {
+		limit := time.AfterFunc(time.Until(j.Until), func() {
+			fmt.Fprintln(stderr, "labinit: the command's time is over")
+			over.Store(true)
 			_ = unix.Kill(-process.Pid, unix.SIGKILL)
 		})
 		defer limit.Stop()
 	}
-	return reapUntil(process.Pid)
+	code, err := reapUntil(process.Pid)
+	if over.Load() {
+		code = job.ExitTimeout
+	}
+	return code, err
 }
 
 func directory(j job.Job) string {

@@ -31,7 +31,8 @@ func TestParse(t *testing.T) {
 	require.Equal(t, []string{file, file}, o.files)
 	require.Equal(t, []string{"kvm_amd", "tun"}, o.job.Modules)
 	require.Contains(t, o.job.Env, "A=b=c")
-	require.Equal(t, 70, o.job.Seconds, "the machine ends the command before labrun ends the machine")
+	require.WithinDuration(t, time.Now().Add(80*time.Second), o.job.Until, 10*time.Second,
+		"the machine ends the command before labrun ends the machine")
 	require.Equal(t, 64, o.disk)
 	require.Equal(t, [2]string{"xfs", "/data"}, [2]string{o.job.ScratchFS, o.job.ScratchMount})
 	require.Equal(t, [2]string{"/out", "here"}, [2]string{o.job.Collect, o.collect})
@@ -109,7 +110,7 @@ func TestVerdict(t *testing.T) {
 		"ended":             {context.Background(), `{"started":{}}{"exit":0}`, 0, ""},
 		"failed":            {context.Background(), `{"started":{}}{"exit":3}`, three, ""},
 		"ended in time":     {over, `{"exit":3}`, three, ""},
-		"not in time":       {over, `{"started":{}}`, exitTimeout, "console"},
+		"not in time":       {over, `{"started":{}}`, job.ExitTimeout, "console"},
 		"interrupted":       {stopped, ``, exitLab, "interrupted"},
 		"could not prepare": {context.Background(), `{"failure":"no disk"}`, exitLab, "no disk"},
 		"panicked":          {context.Background(), ``, exitLab, "last words"},

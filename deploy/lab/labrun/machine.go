@@ -279,7 +279,7 @@ func (m *machine) verdict(ctx context.Context, qemuErr error) (int, error) {
 	case m.failure != "":
 		return exitLab, errors.New(m.failure)
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return exitTimeout, fmt.Errorf("%s are over; the console ends with:\n%s", m.options.timeout, m.console)
+		return job.ExitTimeout, fmt.Errorf("%s are over; the console ends with:\n%s", m.options.timeout, m.console)
 	case ctx.Err() != nil:
 		return exitLab, errors.New("interrupted")
 	default:

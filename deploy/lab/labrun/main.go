@@ -25,10 +25,8 @@ import (
 	"stillframe/deploy/lab/job"
 )
 
-const (
-	exitTimeout = 124
-	exitLab     = 125
-)
+// exitLab is labrun's exit code when the lab itself failed.
+const exitLab = 125
 
 const guestWordsEnv = "STILLFRAME_LAB_GUEST_ARGS"
 
@@ -101,17 +99,15 @@ func parse(args []string) (options, error) {
 	}
 	o.job.Argv = flags.Args()
 	o.job.Modules = strings.FieldsFunc(*modules, func(r rune) bool { return r == ',' })
-	o.job.Seconds = commandSeconds(o.timeout)
+	o.job.Until = time.Now().Add(o.timeout - collectTime(o.timeout))
 	o.tscKHz = tscKHz()
 	o.job.Env = append(o.job.Env, guestWordsEnv+"="+guestWords(o.tscKHz))
 	return o, o.check()
 }
 
-// commandSeconds leaves some time to the boot and to collecting, so that the machine itself can end a stuck command and
-// still hand over what it left.
-func commandSeconds(timeout time.Duration) int {
-	return max(1, int((timeout - min(timeout/3, 30*time.Second)).Seconds()))
-}
+// collectTime is how much of the timeout is kept for collecting what the command left, so that the machine itself can
+// end a stuck command and still hand that over.
+func collectTime(timeout time.Duration) time.Duration { return min(timeout/4, 20*time.Second) }
 
 func (o *options) check() error {
 	switch {
