@@ -73,7 +73,7 @@ func TestFingerprintIsOfTheCPUAlone(t *testing.T) {
 	const cpu = "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 207\nmodel name\t: X\n" +
 		"stepping\t: 2\ncpu MHz\t\t: 2299.9\nflags\t\t: fpu vme de\n\nprocessor\t: 1\nmodel\t\t: 1\nflags\t\t: none\n"
 	of := func(s string) string {
-		f, err := hostFingerof([]byte(s))
+		f, err := hostFingerprint([]byte(s))
 		require.NoError(t, err)
 		return f
 	}
@@ -83,11 +83,11 @@ func TestFingerprintIsOfTheCPUAlone(t *testing.T) {
 	for _, change := range [][2]string{{"207", "208"}, {"stepping\t: 2", "stepping\t: 3"}, {"vme", "vmx"}} {
 		require.NotEqual(t, first, of(strings.Replace(cpu, change[0], change[1], 1)), change[1])
 	}
-	_, err := hostFingerof([]byte("processor: 0\n"))
+	_, err := hostFingerprint([]byte("processor: 0\n"))
 	require.Error(t, err)
 
 	emulated := func(version string) string {
-		f, err := CPUFingerof(Choice{Kind: KindDev, Version: version})
+		f, err := CPUFingerprint(Choice{Kind: KindDev, Version: version})
 		require.NoError(t, err)
 		return f
 	}
@@ -95,6 +95,6 @@ func TestFingerprintIsOfTheCPUAlone(t *testing.T) {
 		emulated("stillframe-devvmm v2 (QEMU 7.2, cpu max)"))
 	require.NotEqual(t, emulated("stillframe-devvmm v1 (QEMU 7.2, cpu max)"),
 		emulated("stillframe-devvmm v1 (QEMU 8.0, cpu max)"))
-	_, err = CPUFingerof(Choice{Kind: KindDev, Version: "nothing"})
+	_, err = CPUFingerprint(Choice{Kind: KindDev, Version: "nothing"})
 	require.Error(t, err)
 }
