@@ -189,7 +189,7 @@ func (e *exposure) verify(context.Context) error {
 }
 
 func (e *exposure) digest(ctx context.Context) error {
-	files := make([]fsm.File, 2)
+	files := make([]fsm.File, 2, 4)
 	methods := make([]string, 2)
 	err := e.both(func(name string, c *store.Capture) error {
 		r, err := c.Finish(ctx)

@@ -17,7 +17,7 @@ import (
 type guests struct{ owner *hypervisor.Owner }
 
 // with runs one call against a sandbox's agent and translates its failure.
-func with[T any](g guests, ctx context.Context, id fsm.SandboxID, call func(*guest.Client) (T, error)) (T, error) {
+func with[T any](ctx context.Context, g guests, id fsm.SandboxID, call func(*guest.Client) (T, error)) (T, error) {
 	client, err := g.owner.Guest(ctx, id)
 	if err != nil {
 		var none T
@@ -28,8 +28,8 @@ func with[T any](g guests, ctx context.Context, id fsm.SandboxID, call func(*gue
 }
 
 // do is with for calls that only succeed or fail.
-func do(g guests, ctx context.Context, id fsm.SandboxID, call func(*guest.Client) error) error {
-	_, err := with(g, ctx, id, func(c *guest.Client) (struct{}, error) { return struct{}{}, call(c) })
+func do(ctx context.Context, g guests, id fsm.SandboxID, call func(*guest.Client) error) error {
+	_, err := with(ctx, g, id, func(c *guest.Client) (struct{}, error) { return struct{}{}, call(c) })
 	return err
 }
 
@@ -45,7 +45,7 @@ func guestError(err error) error {
 }
 
 func (g guests) Exec(ctx context.Context, id fsm.SandboxID, req httpd.ExecRequest) (httpd.ExecResult, error) {
-	r, err := with(g, ctx, id, func(c *guest.Client) (guest.ExecResult, error) {
+	r, err := with(ctx, g, id, func(c *guest.Client) (guest.ExecResult, error) {
 		return c.Exec(ctx, guest.ExecRequest{
 			Command: req.Command, Cwd: req.Cwd, Env: req.Env, Timeout: req.Timeout, MaxOutput: req.MaxOutput,
 		})
@@ -57,17 +57,17 @@ func (g guests) Exec(ctx context.Context, id fsm.SandboxID, req httpd.ExecReques
 }
 
 func (g guests) ReadFile(ctx context.Context, id fsm.SandboxID, req httpd.ReadFileRequest) (io.ReadCloser, error) {
-	return with(g, ctx, id, func(c *guest.Client) (io.ReadCloser, error) {
+	return with(ctx, g, id, func(c *guest.Client) (io.ReadCloser, error) {
 		return c.ReadFile(ctx, guest.ReadFileRequest(req))
 	})
 }
 
 func (g guests) WriteFile(ctx context.Context, id fsm.SandboxID, path string, perm fs.FileMode, r io.Reader) error {
-	return do(g, ctx, id, func(c *guest.Client) error { return c.WriteFile(ctx, path, perm, r) })
+	return do(ctx, g, id, func(c *guest.Client) error { return c.WriteFile(ctx, path, perm, r) })
 }
 
 func (g guests) Ls(ctx context.Context, id fsm.SandboxID, req httpd.LsRequest) ([]httpd.FileInfo, error) {
-	items, err := with(g, ctx, id, func(c *guest.Client) ([]guest.FileInfo, error) {
+	items, err := with(ctx, g, id, func(c *guest.Client) ([]guest.FileInfo, error) {
 		return c.Ls(ctx, guest.LsRequest(req))
 	})
 	infos := make([]httpd.FileInfo, len(items))
@@ -78,28 +78,28 @@ func (g guests) Ls(ctx context.Context, id fsm.SandboxID, req httpd.LsRequest) (
 }
 
 func (g guests) Stat(ctx context.Context, id fsm.SandboxID, path string) (httpd.FileInfo, error) {
-	info, err := with(g, ctx, id, func(c *guest.Client) (guest.FileInfo, error) { return c.Stat(ctx, path) })
+	info, err := with(ctx, g, id, func(c *guest.Client) (guest.FileInfo, error) { return c.Stat(ctx, path) })
 	return httpd.FileInfo(info), err
 }
 
 func (g guests) Exists(ctx context.Context, id fsm.SandboxID, path string) (bool, error) {
-	return with(g, ctx, id, func(c *guest.Client) (bool, error) { return c.Exists(ctx, path) })
+	return with(ctx, g, id, func(c *guest.Client) (bool, error) { return c.Exists(ctx, path) })
 }
 
 func (g guests) Mkdir(ctx context.Context, id fsm.SandboxID, req httpd.MkdirRequest) error {
-	return do(g, ctx, id, func(c *guest.Client) error { return c.Mkdir(ctx, guest.MkdirRequest(req)) })
+	return do(ctx, g, id, func(c *guest.Client) error { return c.Mkdir(ctx, guest.MkdirRequest(req)) })
 }
 
 func (g guests) Delete(ctx context.Context, id fsm.SandboxID, req httpd.DeleteRequest) error {
-	return do(g, ctx, id, func(c *guest.Client) error { return c.Delete(ctx, guest.DeleteRequest(req)) })
+	return do(ctx, g, id, func(c *guest.Client) error { return c.Delete(ctx, guest.DeleteRequest(req)) })
 }
 
 func (g guests) Move(ctx context.Context, id fsm.SandboxID, req httpd.TransferRequest) error {
-	return do(g, ctx, id, func(c *guest.Client) error { return c.Move(ctx, transfer(req)) })
+	return do(ctx, g, id, func(c *guest.Client) error { return c.Move(ctx, transfer(req)) })
 }
 
 func (g guests) Copy(ctx context.Context, id fsm.SandboxID, req httpd.TransferRequest) error {
-	return do(g, ctx, id, func(c *guest.Client) error { return c.Copy(ctx, transfer(req)) })
+	return do(ctx, g, id, func(c *guest.Client) error { return c.Copy(ctx, transfer(req)) })
 }
 
 func transfer(req httpd.TransferRequest) guest.TransferRequest {
