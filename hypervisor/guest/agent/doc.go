@@ -12,9 +12,9 @@
 //
 // # Invariants
 //
-//   - The server listens on eth0 only and talks to the node's address only; a process in the sandbox that connects to
-//     it, by whatever local address, is refused. (Root in the sandbox can do as it likes inside the virtual machine,
-//     which is why the node trusts no answer of the agent with anything but the sandbox itself.)
+//   - The server listens on eth0 only and talks to the node's address only; a connection of a process in the sandbox is
+//     refused or closed unread, by whatever local address it comes. (Root in the sandbox can do as it likes inside the
+//     virtual machine, which is why the node trusts no answer of the agent with anything but the sandbox itself.)
 //   - A broken connection never ends a command: in a restored copy every connection is broken. Only the command's own
 //     timeout, or a kill call, does.
 //   - A file that is written through the agent has the old or the new contents at every instant.

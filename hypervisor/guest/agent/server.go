@@ -43,7 +43,7 @@ func NewServer(log *slog.Logger, dir string) (*Server, error) {
 // Serve is the agent proper: it listens on eth0 and answers until ctx ends.
 func Serve(ctx context.Context, log *slog.Logger) error {
 	// Started through /proc/self/exe, the kernel calls it "exe"; a name in ps is a courtesy, so failing is no error.
-	_ = os.WriteFile("/proc/self/comm", []byte("stillframe-agent"), 0o600)
+	_ = os.WriteFile("/proc/self/comm", []byte("stillframe"), 0o600)
 	// A sandbox that runs out of memory should lose its own processes before the way to reach it.
 	if err := setOOMScore("self", agentOOMScore); err != nil {
 		return err
@@ -71,8 +71,9 @@ func Serve(ctx context.Context, log *slog.Logger) error {
 	return nil
 }
 
-// listen opens the agent's port on eth0. A packet that a process of the guest sends to the guest's own address arrives
-// over lo and so finds no listener; what comes over eth0 from another address than the node's is closed unread.
+// listen opens the agent's port on eth0. What comes from another address than the node's is closed unread. That also
+// keeps out the guest's own processes: the kernel counts a packet to eth0's own address as one of eth0, but its source
+// is the guest's address, and only root can take another.
 func listen(ctx context.Context) (net.Listener, error) {
 	lc := net.ListenConfig{
 		// No probes: a connection of the time before a snapshot would be found dead and end a handler that still works.
