@@ -15,6 +15,7 @@ import (
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
 	bbolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 
 	"stillframe/fsm"
 )
@@ -81,6 +82,9 @@ func open(cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	undo = append(undo, n.store.Close)
+	if err := reserveLog(filepath.Join(cfg.Dir, "raft.db")); err != nil {
+		n.log.Warn("no space is set aside for the log", "error", err)
+	}
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(cfg.Dir, keptSnapshots, newRaftLogger(cfg.Logger))
 	if err != nil {
 		return nil, err
@@ -120,6 +124,28 @@ func openStore(path string) (*raftboltdb.BoltStore, error) {
 		return nil, fmt.Errorf("%s is in use by another process", path)
 	}
 	return store, err
+}
+
+// Bytes set aside for the log's file: at the least, and beyond what it has grown to.
+const (
+	reservedLog    = 64 << 20
+	reservedGrowth = 32 << 20
+)
+
+// reserveLog sets blocks aside for the log to grow into, past the end of its file: a node whose disk is full, by its
+// guests say, can then still write down what is deleted to make room. Where this is not possible the node goes without.
+func reserveLog(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0) //nolint:gosec // in the data folder
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	size := max(reservedLog, info.Size()+reservedGrowth)
+	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
 }
 
 // bootstrap writes the first membership into an empty log.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"stillframe/fsm"
 	"stillframe/hypervisor/store"
@@ -83,7 +84,14 @@ func New(cfg Config) (*Owner, error) {
 		}
 	}
 	var err error
-	if o.method, err = o.files.Probe(o.sandboxesDir()); err != nil {
+	var known *fsm.Error
+	o.method, err = o.files.Probe(o.sandboxesDir())
+	switch {
+	case errors.As(err, &known) && known.Kind == fsm.KindUnavailable:
+		// No room for the two small files of the probe. The node must start all the same: deleting is what makes room.
+		o.method = store.MethodCopy
+		o.log.Warn("the data folder's disk is full", "folder", cfg.DataDir, "error", err)
+	case err != nil:
 		return nil, fmt.Errorf("probe the data folder's filesystem: %w", err)
 	}
 	o.log.Info("data folder probed", "folder", cfg.DataDir, "clone_method", o.method)
@@ -195,7 +203,7 @@ func (o *Owner) carryOut(ctx context.Context, in fsm.Intent) {
 		return
 	}
 	log.Error("intent failed", "took", time.Since(began), "error", err)
-	outcome := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch, Error: clientError(in, err)}
+	outcome := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch, Error: o.clientError(in, err)}
 	if p.undo != nil {
 		if gone := p.undo(ctx); gone != "" {
 			outcome.SandboxStopped = gone
@@ -276,11 +284,14 @@ func closedAs(in fsm.Intent, c fsm.Complete) bool {
 }
 
 // clientError turns a step's failure into what the log keeps and the client reads: an error with a kind keeps its kind
-// and message; of any other the client learns the step, and the log file the cause.
-func clientError(in fsm.Intent, err error) *fsm.Error {
+// and message; of any other the client learns the step, and the log file the cause. It must be asked before the undo.
+func (o *Owner) clientError(in fsm.Intent, err error) *fsm.Error {
 	var known *fsm.Error
 	if errors.As(err, &known) {
 		return fsm.Errorf(known.Kind, "%s", known.Message)
+	}
+	if o.outOfSpace(err) {
+		return fsm.Errorf(fsm.KindUnavailable, "the node's disk is full")
 	}
 	what := map[fsm.IntentKind]string{
 		fsm.IntentCreate:         "the sandbox could not be created",
@@ -294,4 +305,17 @@ func clientError(in fsm.Intent, err error) *fsm.Error {
 	}
 	return fsm.Errorf(fsm.KindInternal, "%s: %s failed on node (intent %s; the node's log has the cause)", what,
 		failedStep(err), in.ID)
+}
+
+// spaceFloor is how few free bytes make a full disk the cause of a failure that nothing else explains: a little more
+// than a VMM's device state, of which it only says that it could not be written, or leaves a part.
+const spaceFloor = 1 << 20
+
+// outOfSpace tells whether a failure comes from a full disk.
+func (o *Owner) outOfSpace(err error) bool {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return true
+	}
+	free, statErr := o.files.Free(o.cfg.DataDir)
+	return statErr == nil && free < spaceFloor
 }

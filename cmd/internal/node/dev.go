@@ -37,6 +37,9 @@ func (n *Node) WriteDevEnv(ctx context.Context) (string, error) {
 		}
 	}
 	content := fmt.Sprintf("%s=%s\n%s=%s\n", keyVariable, key, urlVariable, n.URL())
+	if was, err := os.ReadFile(file); err == nil && string(was) == content { //nolint:gosec // in the data folder
+		return file, nil // a node whose disk is full can be started again
+	}
 	tmp := file + ".tmp"
 	if err := os.WriteFile(tmp, []byte(content), 0o600); err != nil {
 		return "", err

@@ -89,6 +89,9 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := n.claimFolder(); err != nil {
 		return nil, err
 	}
+	if err := n.giveUpSpare(); err != nil {
+		return nil, err
+	}
 	images, err := n.loadImages()
 	if err != nil {
 		return nil, err
@@ -104,7 +107,11 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := n.startOwner(ctx, images); err != nil {
 		return nil, err
 	}
-	return n, n.startAPI(ctx)
+	if err := n.startAPI(ctx); err != nil {
+		return nil, err
+	}
+	n.setAsideSpare()
+	return n, nil
 }
 
 // claimFolder makes the data folder and keeps other daemons out of it; the lock goes with the process.
