@@ -43,10 +43,12 @@ func (n *node) newGuest() *guest {
 	require.NoError(n.t, err, n.output())
 	n.exec(sb.ID, `head -c 16 /dev/urandom | md5sum > /dev/shm/nonce
 head -c 16 /dev/urandom | md5sum > /home/user/nonce && sync
-echo 'i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count.new; mv /dev/shm/count.new /dev/shm/count; usleep 20000; done' > /dev/shm/counter
-setsid sh /dev/shm/counter < /dev/null > /dev/null 2>&1 &
-while ! [ -s /dev/shm/count ]; do usleep 10000; done`)
-	return &guest{n: n, id: sb.ID, memory: n.exec(sb.ID, "cat /dev/shm/nonce"), disk: n.exec(sb.ID, "cat /home/user/nonce")}
+cd /dev/shm
+echo 'i=0; while :; do i=$((i+1)); echo $i > count.new; mv count.new count; usleep 20000; done' > counter
+setsid sh counter < /dev/null > /dev/null 2>&1 &
+while ! [ -s count ]; do usleep 10000; done`)
+	memory, disk := n.exec(sb.ID, "cat /dev/shm/nonce"), n.exec(sb.ID, "cat /home/user/nonce")
+	return &guest{n: n, id: sb.ID, memory: memory, disk: disk}
 }
 
 // count reads the counter.
