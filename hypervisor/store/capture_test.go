@@ -135,35 +135,64 @@ func captureOnce(t *testing.T, w *writer, o order, method Method, dir, name stri
 	}
 }
 
-// TestChosenMethod takes what the filesystem offers without being told.
+// TestChosenMethod takes what the filesystem and the kernel offer without being told.
 func TestChosenMethod(t *testing.T) {
 	eachFilesystem(t, func(t *testing.T, kind, dir string) {
-		src := filepath.Join(dir, "ram")
-		scatter(t, src, 3, 8<<20, 500)
-		startWriter(t, order{path: src, seed: 4, mib: 20})
+		few, many := filepath.Join(dir, "few"), filepath.Join(dir, "many")
+		scatter(t, few, 3, 1<<20, 100)
+		scatter(t, many, 3, 64<<20, 3000)
+		startWriter(t, order{path: few, seed: 4, mib: 20})
+		startWriter(t, order{path: many, seed: 4, mib: 20})
 		for _, mapped := range []bool{true, false} {
-			want := map[string]Method{"xfs": MethodReflinkAhead, "btrfs": MethodReflinkFlush}[kind]
-			if want == "" {
-				want = MethodCopyCompare
-			}
-			if ok, _ := SoftDirtyAvailable(); ok && mapped {
-				soft := map[Method]Method{
-					MethodReflinkAhead: MethodReflinkSoftDirty, MethodReflinkFlush: MethodReflinkFlush,
-					MethodCopyCompare: MethodCopySoftDirty,
+			for _, src := range []string{few, many} {
+				c, err := New().Begin(t.Context(), Request{Source: src, Dest: filepath.Join(dir, "copy"), Mapped: mapped})
+				if err != nil {
+					t.Fatal(err)
 				}
-				want = soft[want]
+				if want := chosen(t, kind, c.src, mapped, src == many); c.report.Method != want || c.report.Reason == "" {
+					t.Errorf("mapped %t, %s: took %s (%s), want %s", mapped, src, c.report.Method, c.report.Reason, want)
+				}
+				if err := c.Abort(); err != nil {
+					t.Fatal(err)
+				}
+				leftovers(t, dir, "few", "many")
 			}
-			c, err := New().Begin(t.Context(), Request{Source: src, Dest: filepath.Join(dir, "copy"), Mapped: mapped})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if c.report.Method != want {
-				t.Errorf("mapped %t: took %s (%s), want %s", mapped, c.report.Method, c.report.Reason, want)
-			}
-			if err := c.Abort(); err != nil {
-				t.Fatal(err)
-			}
-			leftovers(t, dir, "ram")
 		}
+	})
+}
+
+func chosen(t *testing.T, kind string, src *os.File, mapped, many bool) Method {
+	t.Helper()
+	soft, _ := SoftDirtyAvailable()
+	_, err := dirtyIn(src, run{})
+	switch {
+	case kind == "xfs" && soft && mapped:
+		return MethodReflinkSoftDirty
+	case kind == "xfs" && err == nil && many:
+		return MethodReflinkAhead
+	case kind == "xfs" || kind == "btrfs":
+		return MethodReflinkFlush
+	case soft && mapped:
+		return MethodCopySoftDirty
+	default:
+		return MethodCopyCompare
+	}
+}
+
+// TestDirectIOIsNotFollowed keeps away from soft-dirty bits where devices write to memory by themselves.
+func TestDirectIOIsNotFollowed(t *testing.T) {
+	eachFilesystem(t, func(t *testing.T, kind, dir string) {
+		src := filepath.Join(dir, "ram")
+		scatter(t, src, 3, 1<<20, 10)
+		startWriter(t, order{path: src, seed: 4, mib: 20})
+		for _, method := range []Method{MethodCopySoftDirty, MethodReflinkSoftDirty} {
+			_, err := New().Begin(t.Context(), Request{
+				Source: src, Dest: filepath.Join(dir, "copy"), Mapped: true, DirectIO: true, Method: method,
+			})
+			if !errors.Is(err, ErrUnsupported) {
+				t.Fatalf("%s: got %v, want ErrUnsupported", method, err)
+			}
+		}
+		leftovers(t, dir, "ram")
 	})
 }

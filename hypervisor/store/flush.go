@@ -8,12 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// flushEnough is the amount of dirty memory that is quicker to write back in the pause than to chase further.
-	flushEnough = 1 << 20
-	// defaultRounds bounds the passes while the guest runs: a guest that writes faster than the disk never gets done.
-	defaultRounds = 6
-)
+// defaultRounds bounds the passes while the guest runs: a guest that writes faster than the disk never gets done.
+const defaultRounds = 6
 
 // flush writes the file's dirty pages back and waits until they are. It does not ask the disk to empty its cache, and it
 // does not wait for metadata: both cost time, and a clone needs neither.
@@ -53,7 +49,7 @@ func (c *Capture) flushAhead(ctx context.Context) (Stats, error) {
 			return stats, err
 		}
 		stats.Bytes += before
-		if after <= flushEnough || after > before*3/4 {
+		if after <= leftToPause || after > before*3/4 {
 			break
 		}
 		before = after

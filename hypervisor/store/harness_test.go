@@ -121,6 +121,16 @@ func mount(tb testing.TB, kind string, size int64) string {
 		}
 		run(command...)
 		run("mount", "-o", "loop", image, dir)
+		if kib := os.Getenv("STORE_BENCH_READAHEAD"); kib != "" { // 0: the kernel keeps files in small units
+			var st unix.Stat_t
+			if err := unix.Stat(dir, &st); err != nil {
+				tb.Fatal(err)
+			}
+			knob := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
+			if err := os.WriteFile(knob, []byte(kib), 0); err != nil {
+				tb.Fatal(err)
+			}
+		}
 	}
 	tb.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {

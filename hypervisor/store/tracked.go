@@ -41,8 +41,8 @@ type tracked struct {
 	without Method
 }
 
-// ahead is the amount of written memory that is left to the pause.
-const ahead = 1 << 20
+// leftToPause is the amount of written memory that is quicker to deal with in the pause than to chase further.
+const leftToPause = 1 << 20
 
 func (w *tracked) begin(ctx context.Context) (Stats, error) {
 	marks, err := reclaimMarks()
@@ -50,7 +50,7 @@ func (w *tracked) begin(ctx context.Context) (Stats, error) {
 		return Stats{}, err
 	}
 	total, err := w.base(ctx)
-	for previous := w.size; err == nil && total.Rounds <= w.rounds(); {
+	for previous, round := w.size, 0; err == nil && round < w.rounds(); round++ {
 		// A page may have been taken up by reclaim and counted just before the marks were read, and be dropped just after
 		// the marking: marks from a whole pass earlier leave it no time for that.
 		w.marks = marks
@@ -67,7 +67,7 @@ func (w *tracked) begin(ctx context.Context) (Stats, error) {
 			break
 		}
 		n := sum(left)
-		if n <= ahead || n > previous*3/4 {
+		if n <= leftToPause || n > previous*3/4 {
 			break
 		}
 		previous = n
