@@ -21,7 +21,7 @@ FUZZTIME      ?= 20s
 GOLANGCI_VERSION    := v2.15.0
 GOVULNCHECK_VERSION := v1.9.0
 
-.PHONY: help setup build demo client test bench fuzz lint vuln clean
+.PHONY: help setup build demo client test bench lab fuzz lint vuln clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ test: setup ## Run all tests, with the race detector, on real virtual machines
 
 bench: setup ## Measure against the raw VMM: a table, and build/bench.json (some 15 minutes)
 	build/stillframe-bench $(BENCH_FLAGS)
+
+lab: setup ## Run the conformance suite and a whole node on the real Cloud Hypervisor (STILLFRAME_LAB_CH) in an emulated machine
+	deploy/lab/conformance.sh
+	deploy/lab/stillframe.sh
 
 fuzz: ## Fuzz every fuzz target for FUZZTIME (20s) each
 	@found=0; \
