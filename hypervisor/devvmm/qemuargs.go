@@ -101,6 +101,8 @@ func diskArgs(i int, d diskConfig) []string {
 	})
 	device := map[string]any{
 		"driver": "virtio-blk-pci", "id": diskDevice(i, d.ID), "drive": node, "disable-legacy": "on",
+		// QEMU's own choice is to stop the VM where the host's disk is full. The guest gets an error, as elsewhere.
+		"werror": "report", "rerror": "report",
 		"num-queues": d.NumQueues, "queue-size": d.QueueSize,
 	}
 	if d.Serial != "" {
