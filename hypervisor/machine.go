@@ -94,9 +94,9 @@ func (o *Owner) attach(id fsm.SandboxID, ns *netpolicy.Namespace, proc *vmm.Proc
 		ns:       ns,
 		proc:     proc,
 		api:      proc.Client(),
-		guest:    guest.NewClient(ns.DialContext),
 		detached: make(chan struct{}),
 	}
+	m.guest = guest.NewClient(m.dial)
 	err := ns.Do(func() (err error) {
 		m.clock, err = (&net.ListenConfig{}).ListenPacket(context.Background(), "udp4",
 			net.JoinHostPort(guest.HostIP, strconv.Itoa(guest.ClockPort)))
@@ -114,6 +114,37 @@ func (o *Owner) attach(id fsm.SandboxID, ns *netpolicy.Namespace, proc *vmm.Proc
 	o.mu.Unlock()
 	o.workers.Go(func() { o.watch(m) })
 	return m, nil
+}
+
+// dial connects to the guest. Nobody in the namespace would say that the VM is gone, so the connection is closed when it
+// is, and a call under way ends at once instead of at its own deadline.
+func (m *machine) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := m.ns.DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	g := &guestConn{Conn: conn, closed: make(chan struct{})}
+	go func() {
+		select {
+		case <-m.proc.Exited():
+		case <-m.detached:
+		case <-g.closed:
+		}
+		_ = conn.Close() // closing twice does nothing
+	}()
+	return g, nil
+}
+
+// guestConn tells the goroutine that watches over it when it is closed.
+type guestConn struct {
+	net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (g *guestConn) Close() error {
+	g.once.Do(func() { close(g.closed) })
+	return g.Conn.Close()
 }
 
 // detach ends the watch over a machine; the process goes on. It may be called more than once.

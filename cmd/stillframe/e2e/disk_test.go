@@ -133,7 +133,7 @@ func filledByGuest(t *testing.T, dir string, first *guest) {
 	greedy, other := first.restore("origin"), first.restore("origin")
 	free := fill(t, dir, 64<<20)
 	res, err := n.api.Exec(within(t), greedy.id, client.Exec{
-		Command: "dd if=/dev/urandom of=/home/user/fill bs=1M count=100 && sync", Timeout: 60,
+		Command: "dd if=/dev/urandom of=/home/user/fill bs=64k count=1600 oflag=direct && sync", Timeout: 60,
 	})
 	t.Logf("the guest that fills the disk: %v, exit %d %s", err, res.ExitCode, res.Stderr)
 	if n.vmmLives(greedy.id) {

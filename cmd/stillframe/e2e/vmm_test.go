@@ -51,6 +51,7 @@ func TestFaultyVMM(t *testing.T) {
 		run("killed at "+at, func(t *testing.T) { killedDuringSnapshot(t, source, at) })
 	}
 	run("killed while idle", func(t *testing.T) { killedWhileIdle(t, source) })
+	run("killed while a command runs", func(t *testing.T) { killedDuringExec(t, source) })
 	run("killed while no daemon runs", func(t *testing.T) { killedWhileAlone(t, source) })
 	run("killed while it is restored", func(t *testing.T) { killedDuringRestore(t, source) })
 	run("lies", func(t *testing.T) { truncatedState(t, source) })
@@ -107,6 +108,25 @@ func killedWhileIdle(t *testing.T, source *guest) {
 	require.Contains(t, sb.StateReason, "its VMM ended: signal: killed")
 	n.requireExact()
 	victim.refusesWork()
+	victim.delete()
+}
+
+func killedDuringExec(t *testing.T, source *guest) {
+	n, victim := source.n, source.restore("origin")
+	result := make(chan error, 1)
+	go func() {
+		_, err := n.api.Exec(within(t), victim.id, client.Exec{Command: "touch /dev/shm/begun; sleep 600", Timeout: 900})
+		result <- err
+	}()
+	n.exec(victim.id, "while ! [ -e /dev/shm/begun ]; do usleep 10000; done")
+	n.signalVMM(victim.id, unix.SIGKILL)
+	select {
+	case err := <-result:
+		require.GreaterOrEqual(t, client.Status(err), 500, "%v", err)
+	case <-time.After(patience / 2):
+		t.Fatal("the call waits for a VM that has ended")
+	}
+	n.requireStopped(victim.id)
 	victim.delete()
 }
 
