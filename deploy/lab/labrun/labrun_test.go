@@ -119,6 +119,7 @@ func TestVerdict(t *testing.T) {
 		m := &machine{console: &tail{}}
 		_, _ = m.console.Write([]byte("last words"))
 		m.readReports(strings.NewReader(c.reports))
+		require.Equal(t, !strings.Contains(c.reports, "}"), m.diedEarly(), name)
 		code, err := m.verdict(c.ctx, nil)
 		require.Equal(t, c.code, code, name)
 		if c.says == "" {
@@ -144,4 +145,12 @@ func TestClockIsMeasuredAlike(t *testing.T) {
 	first, second := tscKHz(), tscKHz()
 	require.InEpsilon(t, first, second, 1e-3)
 	require.Contains(t, clockWords(2_300_000), "tsc_early_khz=2300000 lpj=9200000")
+}
+
+// TestEarlyDeathIsBootedAgain: QEMU without a kernel to boot ends at once, every time.
+func TestEarlyDeathIsBootedAgain(t *testing.T) {
+	o := options{dir: t.TempDir(), cpus: 1, memory: 256, job: job.Job{Argv: []string{"true"}}}
+	code, err := run(t.Context(), o)
+	require.Equal(t, exitLab, code)
+	require.ErrorContains(t, err, "ended without a word")
 }

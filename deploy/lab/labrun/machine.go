@@ -26,25 +26,35 @@ const (
 	consoleTail  = 8 << 10 // bytes of console shown when the machine fails
 )
 
+// bootTries is how often the machine is booted until it starts the command. Emulation can fail early by no fault of the
+// job: about one boot in fifty ended in an assertion of QEMU 7.2's when the host was crowded.
+const bootTries = 3
+
 // run boots the machine, follows it to its end and gives the exit code of labrun. The error says what went wrong in
-// the lab; a command that failed is no error.
+// the lab; a command that failed is no error. A machine that dies before its command starts is booted again.
 func run(ctx context.Context, o options) (int, error) {
-	m, err := newMachine(ctx, o)
-	if err != nil {
-		return exitLab, err
-	}
 	// The kernel ties a parent-death signal to the thread that forked.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	begin := time.Now()
-	if err := m.start(); err != nil {
-		return exitLab, err
+	for try := 1; ; try++ {
+		m, err := newMachine(ctx, o)
+		if err != nil {
+			return exitLab, err
+		}
+		begin := time.Now()
+		if err := m.start(); err != nil {
+			return exitLab, err
+		}
+		err = m.wait()
+		if o.verbose {
+			fmt.Fprintf(os.Stderr, "labrun: %.1f s from start to end\n", time.Since(begin).Seconds())
+		}
+		code, verdict := m.verdict(ctx, err)
+		if !m.diedEarly() || ctx.Err() != nil || try == bootTries {
+			return code, verdict
+		}
+		fmt.Fprintf(os.Stderr, "labrun: booting again: %v\n", verdict)
 	}
-	err = m.wait()
-	if o.verbose {
-		fmt.Fprintf(os.Stderr, "labrun: %.1f s from start to end\n", time.Since(begin).Seconds())
-	}
-	return m.verdict(ctx, err)
 }
 
 // machine is one QEMU process with the streams that come out of it.
@@ -56,6 +66,7 @@ type machine struct {
 	console *tail
 
 	mu         sync.Mutex // guards what the readers below set
+	started    bool       // the command may have run
 	exit       *int       // the command's exit code, once reported
 	failure    string     // why labinit gave up
 	collectErr error
@@ -232,11 +243,22 @@ func (m *machine) note(report job.Report) {
 		m.exit = report.Exit
 	case report.Failure != "":
 		m.failure = report.Failure
-	case report.Started != nil && m.options.verbose:
+	case report.Started != nil:
+		m.started = true
+		if !m.options.verbose {
+			return
+		}
 		s := report.Started
 		fmt.Fprintf(os.Stderr, "labrun: up with kernel %s, kvm=%v, after %.1f s of its own time\n", s.Kernel, s.KVM,
 			s.Uptime)
 	}
+}
+
+// diedEarly tells a machine that ended without having started the command or said why it could not.
+func (m *machine) diedEarly() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return !m.started && m.exit == nil && m.failure == ""
 }
 
 func (m *machine) unpack(r io.Reader) {
