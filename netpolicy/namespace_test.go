@@ -119,7 +119,7 @@ func TestHostListenerIsNotReachable(t *testing.T) {
 	ns := create(t)
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	require.NoError(t, err)
-	defer l.Close() //nolint:errcheck // a test's listener
+	defer l.Close()
 	_, err = ns.DialContext(t.Context(), "tcp", l.Addr().String())
 	require.ErrorIs(t, err, unix.ECONNREFUSED)
 }
@@ -129,7 +129,7 @@ func TestFirstPacketNeedsNoNeighbourLookup(t *testing.T) {
 	tap := attach(t, ns)
 	conn, err := ns.DialContext(t.Context(), "udp", netpolicy.GuestIP+":9")
 	require.NoError(t, err)
-	defer conn.Close() //nolint:errcheck // a test's socket
+	defer conn.Close()
 	const vnetHeader = 10
 	frame := make([]byte, 2048)
 	for range 200 {

@@ -146,6 +146,24 @@ make_overlay() {
 	publish "$work/overlay.ext4" overlay.ext4
 }
 
+# same_times IMAGE: gives all files one set of times. mke2fs copies the time of each file's last change of status, which
+# no tool can set on the original; with it, the same packages would give another image, and another digest, every day.
+same_times() {
+	local count free i field
+	count=$(dumpe2fs -h "$1" 2>/dev/null | sed -n 's/^Inode count: *//p')
+	free=$(dumpe2fs -h "$1" 2>/dev/null | sed -n 's/^Free inodes: *//p')
+	{
+		echo 'rmdir lost+found' # its inode is 11, and nothing repairs a file system that is never written to
+		for i in 2 $(seq 12 $((count - free))); do
+			for field in atime ctime crtime; do echo "sif <$i> $field @$SOURCE_DATE_EPOCH"; done
+			for field in atime_extra ctime_extra crtime_extra mtime_extra; do echo "sif <$i> $field 0"; done
+		done
+		echo "sif <2> mtime @$SOURCE_DATE_EPOCH"
+	} >"$work/times"
+	debugfs -w -f "$work/times" "$1" >"$work/times.log" 2>&1
+	if grep -v -e '^debugfs' -e '^$' "$work/times.log"; then return 1; fi # it goes on after an error
+}
+
 # finish_template ROOT FILE NAME: makes the read-only image of a root folder, and its description.
 finish_template() {
 	local root=$1 file=$2 name=$3 size inodes digest
@@ -162,6 +180,8 @@ finish_template() {
 	mke2fs -t ext4 -q -F -b 4096 -m 0 -N $((inodes + 64)) -O '^has_journal,^resize_inode' -L "${file:0:16}" \
 		-U "$(uuidgen --sha1 --namespace @dns --name "$name")" \
 		-E "hash_seed=$(uuidgen --sha1 --namespace @url --name "$name")" -d "$root" "$work/$file.ext4"
+	same_times "$work/$file.ext4"
+	e2fsck -f -n "$work/$file.ext4"
 	digest=$(sha256sum "$work/$file.ext4" | cut -d' ' -f1)
 	printf '{"name":"%s","image":"%s.ext4","digest":"sha256:%s"}\n' "$name" "$file" "$digest" >"$work/$file.json"
 	# The description last: without it nobody looks at the image.
@@ -189,7 +209,7 @@ make_busybox() {
 	install -m 755 "$work"/busybox-deb/*bin/busybox "$root/bin/busybox" 2>/dev/null ||
 		install -m 755 "$work/busybox-deb/usr/bin/busybox" "$root/bin/busybox"
 	"$root/bin/busybox" --list-full | while read -r applet; do
-		[ "$applet" = bin/busybox ] || [ -e "$root/$applet" ] || ln -s /bin/busybox "$root/$applet"
+		[ "$applet" = bin/busybox ] || [ "$applet" = linuxrc ] || [ -e "$root/$applet" ] || ln -s /bin/busybox "$root/$applet"
 	done
 	echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
 	printf 'root:x:0:\ntty:x:5:\n' >"$root/etc/group"
@@ -236,8 +256,8 @@ part kernel "$(functions make_kernel unpack | hash_of)" make_kernel vmlinuz vmli
 part initramfs "$({ functions make_initramfs; echo "${guest_modules[@]}"; cat "$out/kernel-package"; } |
 	hash_of "$work/stillframe-guest" "$here"/mkinitramfs/*.go)" make_initramfs initramfs.img
 part overlay "$(echo "${overlay_options[@]}" $overlay_mib | hash_of)" make_overlay overlay.ext4
-part busybox "$(functions make_busybox finish_template accounts | hash_of)" make_busybox \
+part busybox "$(functions make_busybox finish_template same_times accounts | hash_of)" make_busybox \
 	templates/system-busybox.ext4 templates/system-busybox.json
-part debian "$({ functions make_debian finish_template accounts; echo $debian_suite $debian_packages; } | hash_of)" \
+part debian "$({ functions make_debian finish_template same_times accounts; echo $debian_suite $debian_packages; } | hash_of)" \
 	make_debian templates/debian-bookworm.ext4 templates/debian-bookworm.json
 say "complete"

@@ -79,7 +79,8 @@ func TestAttemptsThatCameTooLateAreClosed(t *testing.T) {
 	})
 	_, err := c.Health(t.Context())
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return attempts.Load() >= 2 && open.Load() == 0 }, 10*time.Second, time.Millisecond)
+	closed := func() bool { return attempts.Load() >= 2 && open.Load() == 0 }
+	require.Eventually(t, closed, 10*time.Second, time.Millisecond)
 }
 
 func TestNoConnectionServesTwoCalls(t *testing.T) {
@@ -183,7 +184,7 @@ func TestAFileThatBreaksOffIsNotAShortFile(t *testing.T) {
 	}))
 	r, err := c.ReadFile(t.Context(), guest.ReadFileRequest{Path: "/f"})
 	require.NoError(t, err)
-	defer r.Close() //nolint:errcheck // failed already
+	defer r.Close()
 	_, err = io.ReadAll(r)
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 }

@@ -114,7 +114,7 @@ func testAgentOutOfReach(t *testing.T, v *vm) {
 		conn, err = d.DialContext(t.Context(), "tcp4", guest.Addr)
 		return err
 	}))
-	defer conn.Close() //nolint:errcheck // a test's socket
+	defer conn.Close()
 	require.NoError(t, conn.SetDeadline(time.Now().Add(patience)))
 	_, _ = io.WriteString(conn, "GET /v1/health HTTP/1.0\r\n\r\n")
 	answer, _ := io.ReadAll(conn) // a reset is as good as an end

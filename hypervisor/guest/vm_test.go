@@ -83,7 +83,7 @@ func start(t *testing.T, template string, disks ...string) *vm {
 		args = append(args, "-drive", "if=none,format=raw,id="+d+","+files[d],
 			"-device", "virtio-blk-pci,drive="+d+",serial="+d)
 	}
-	v.run(t, exec.Command(qemu, args...)) //nolint:noctx,gosec // ends in a cleanup, after the test's context
+	v.run(t, exec.Command(qemu, args...)) // without the test's context: a cleanup ends it
 	return v
 }
 

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net"
 	"net/http/httptest"
@@ -17,7 +16,7 @@ import (
 // of its own, such as setting the clock, is tested in one (vm_test.go of the package guest).
 func startAgentHere(t *testing.T) *guest.Client {
 	t.Helper()
-	s, err := NewServer(slog.New(slog.NewTextHandler(io.Discard, nil)), t.TempDir())
+	s, err := NewServer(slog.New(slog.DiscardHandler), t.TempDir())
 	require.NoError(t, err)
 	srv := httptest.NewServer(s.Handler())
 	t.Cleanup(srv.Close)
