@@ -37,7 +37,7 @@ func (n *Node) WriteDevEnv(ctx context.Context) (string, error) {
 		}
 	}
 	content := fmt.Sprintf("%s=%s\n%s=%s\n", keyVariable, key, urlVariable, n.URL())
-	if was, err := os.ReadFile(file); err == nil && string(was) == content { //nolint:gosec // in the data folder
+	if was, err := os.ReadFile(file); err == nil && string(was) == content {
 		return file, nil // a node whose disk is full can be started again
 	}
 	tmp := file + ".tmp"

@@ -20,7 +20,7 @@ func (n *Node) giveUpSpare() error {
 	if err := unix.Statfs(n.cfg.DataDir, &fs); err != nil {
 		return err
 	}
-	if int64(fs.Bavail)*fs.Bsize >= spareRoom { //nolint:gosec // block counts fit
+	if int64(fs.Bavail)*fs.Bsize >= spareRoom {
 		return nil
 	}
 	err := os.Remove(n.spare())
@@ -35,7 +35,7 @@ func (n *Node) giveUpSpare() error {
 func (n *Node) setAsideSpare() {
 	f, err := os.OpenFile(n.spare(), os.O_RDWR|os.O_CREATE, 0o600)
 	if err == nil {
-		err = errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, spareRoom), f.Close()) //nolint:gosec // a descriptor fits
+		err = errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, spareRoom), f.Close())
 	}
 	if err != nil {
 		n.cfg.Logger.Warn("no spare room is set aside in the data folder", "error", err)

@@ -16,8 +16,8 @@ import (
 	"stillframe/hypervisor/vmm"
 )
 
-// TestFullDisk runs nodes on filesystems of their own, one that shares blocks and one that copies, and fills them up: by
-// files that are none of the node's, and by a guest.
+// TestFullDisk runs nodes on filesystems of their own, one that shares blocks and one that copies, and fills them up:
+// by files that are none of the node's, and by a guest.
 func TestFullDisk(t *testing.T) {
 	for _, kind := range []string{"xfs", "ext4"} {
 		t.Run(kind, func(t *testing.T) {

@@ -5,19 +5,19 @@
 // # How it runs
 //
 // As root. The test binary starts itself again in a mount namespace of its own, with an empty /run/netns and a loop
-// filesystem with reflinks for the data folders: what a failed test leaves behind ends with the namespace. The daemon is
-// built from this tree with fault points (build tag faults), and with the race detector where the test has it. Only
+// filesystem with reflinks for the data folders: what a failed test leaves behind ends with the namespace. The daemon
+// is built from this tree with fault points (build tag faults), and with the race detector where the test has it. Only
 // processes that a data folder's records name are ever killed.
 //
 //	STILLFRAME_VMM     the VMM binary; default: the development VMM built from this tree
 //	STILLFRAME_IMAGES  the images folder; default build/images of the tree
 //
-// With -short the crash matrix visits every step once instead of twice: dying after a step and dying before the next one
-// leave the same things behind.
+// With -short the crash matrix visits every step once instead of twice: dying after a step and dying before the next
+// one leave the same things behind.
 //
 // # What is judged
 //
-// Never what the daemon says of itself alone: whether a VM runs is asked of its VMM and shown by a command in the guest;
-// what is left is looked up among processes, namespaces, mounts and files, which must be exactly those of the sandboxes
+// Never what the daemon says of itself alone: whether a VM runs is asked of its VMM and shown by a command in the
+// guest; what is left is looked up among processes, namespaces, mounts and files, which must be exactly those of the sandboxes
 // and snapshots that the API lists.
 package e2e

@@ -60,8 +60,8 @@ func outside() int {
 	return 0
 }
 
-// endLeftovers ends what a test binary that died (by its own deadline, say) could not: processes that have the folder of
-// this run, whose name nobody else has, in their arguments.
+// endLeftovers ends what a test binary that died (by its own deadline, say) could not: processes that have the folder
+// of this run, whose name nobody else has, in their arguments.
 func endLeftovers(dir string) {
 	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -136,8 +136,8 @@ func inside(m *testing.M) int {
 	return code
 }
 
-// mountLoop makes a filesystem in a sparse file and mounts it. The loop device frees itself when it is unmounted, at the
-// latest with the mount namespace.
+// mountLoop makes a filesystem in a sparse file and mounts it. The loop device frees itself when it is unmounted, at
+// the latest with the mount namespace.
 func mountLoop(kind, image, dir string, size int64) error {
 	f, err := os.OpenFile(image, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {

@@ -220,8 +220,8 @@ func requireNone(t *testing.T, where string, text []byte, secrets []string) {
 	}
 }
 
-// requirePrivate: what is small and not the guest's own or the log's holds no secret, and the data folder is its owner's
-// alone.
+// requirePrivate: what is small and not the guest's own or the log's holds no secret, and the data folder is its
+// owner's alone.
 func (n *node) requirePrivate(secrets []string) {
 	n.t.Helper()
 	st, err := os.Stat(n.dir)
@@ -268,7 +268,7 @@ func TestBadRequests(t *testing.T) {
 	}{
 		"no JSON":                       {post, create, `{"template_name":`, n.key, 400, ""},
 		"an array":                      {post, create, `[]`, n.key, 400, ""},
-		"a wrong type":                  {post, create, `{"template_name":"system/busybox","vcpu":"two"}`, n.key, 400, "vcpu"},
+		"a wrong type":                  {post, create, `{"template_name":"system/x","vcpu":"two"}`, n.key, 400, "vcpu"},
 		"several wrong fields":          {post, create, `{"vcpu":99,"memory":513}`, n.key, 400, "template_name"},
 		"an unknown template":           {post, create, `{"template_name":"system/none"}`, n.key, 400, "system/none"},
 		"a name with a slash":           {post, snapshot, `{"name":"a/b"}`, n.key, 400, "name"},
