@@ -94,6 +94,9 @@ func (b *birth) restoreVM(ctx context.Context, from snapshotFiles, image Templat
 	}); err != nil {
 		return err
 	}
+	if _, err := vmm.KeepClockStill(saved.dir); err != nil {
+		return err
+	}
 	err := b.o.metrics.vmmCall("vm.restore", func() error {
 		return b.m.api.Restore(ctx, vmm.RestoreConfig{SourceDir: saved.dir})
 	})
