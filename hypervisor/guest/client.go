@@ -38,23 +38,32 @@ func (c *Client) Health(ctx context.Context) (Health, error) {
 }
 
 const (
-	healthRetry   = 3 * time.Millisecond // between two tries
-	healthTimeout = 2 * time.Second      // for one try, so that a connection lost to a snapshot does not hang it
+	healthRetry    = 3 * time.Millisecond // after the first try; doubles
+	healthRetryMax = 100 * time.Millisecond
+	// healthTimeout is for the first try, so that a connection lost to a snapshot does not hang it. It doubles, since a
+	// guest on a crowded host may need longer for any.
+	healthTimeout = 2 * time.Second
 )
 
 // WaitHealthy asks until the agent answers or ctx ends; then the error wraps both ctx's and the last try's.
 func (c *Client) WaitHealthy(ctx context.Context) (Health, error) {
+	retry, timeout := healthRetry, healthTimeout
 	for {
-		tctx, cancel := context.WithTimeout(ctx, healthTimeout)
+		tctx, cancel := context.WithTimeout(ctx, timeout)
 		h, err := c.Health(tctx)
+		late := tctx.Err() != nil
 		cancel()
 		if err == nil {
 			return h, nil
 		}
+		if late {
+			timeout *= 2
+		}
 		select {
 		case <-ctx.Done():
 			return Health{}, fmt.Errorf("wait for the guest agent: %w (last try: %w)", ctx.Err(), err)
-		case <-time.After(healthRetry):
+		case <-time.After(retry):
+			retry = min(2*retry, healthRetryMax)
 		}
 	}
 }

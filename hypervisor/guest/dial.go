@@ -14,12 +14,15 @@ import (
 type DialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
 const (
-	// hedgeEvery is the pause between one attempt to connect and the next beside it. Linux sends a lost SYN again only
-	// after a second, and the first packets after a boot or a restore are the ones that get lost.
-	hedgeEvery = 20 * time.Millisecond
+	// hedgeFirst is the pause between the first attempt to connect and the next beside it. Linux sends a lost SYN again
+	// only after a second, and the first packets after a boot or a restore are the ones that get lost.
+	hedgeFirst = 20 * time.Millisecond
+	// hedgeLast is what the pause grows to by doubling: a guest that is too slow to answer must not be given ever more to
+	// do, or it never will.
+	hedgeLast = time.Second
 	// attemptLife bounds one attempt. It is far longer than the pause, because a guest under load answers late, and
 	// attempts that are given up before the answer would never succeed.
-	attemptLife = time.Second
+	attemptLife = 5 * time.Second
 	// connectTimeout bounds connecting as a whole, for calls whose context allows more.
 	connectTimeout = 10 * time.Second
 )
@@ -29,8 +32,8 @@ type dialResult struct {
 	err  error
 }
 
-// connect opens one connection by starting a new attempt every hedgeEvery until any succeeds. An answer that is not a
-// mere timeout (refused, for one) ends it at once: waiting for an agent to appear is WaitHealthy's work.
+// connect opens one connection by starting a new attempt after ever longer pauses until any succeeds. An answer that is
+// not a mere timeout (refused, for one) ends it at once: waiting for an agent to appear is WaitHealthy's work.
 func connect(ctx context.Context, dial DialFunc, network, addr string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	results := make(chan dialResult)
@@ -49,7 +52,8 @@ func connect(ctx context.Context, dial DialFunc, network, addr string) (net.Conn
 		go closeLosers(results, running)
 	}()
 
-	tick := time.NewTicker(hedgeEvery)
+	pause := hedgeFirst
+	tick := time.NewTimer(pause)
 	defer tick.Stop()
 	start()
 	for {
@@ -64,6 +68,8 @@ func connect(ctx context.Context, dial DialFunc, network, addr string) (net.Conn
 			}
 		case <-tick.C:
 			start()
+			pause = min(2*pause, hedgeLast)
+			tick.Reset(pause)
 		case <-ctx.Done():
 			return nil, fmt.Errorf("connect to %s: %w", addr, ctx.Err())
 		}
