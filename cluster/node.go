@@ -135,7 +135,7 @@ const (
 // reserveLog sets blocks aside for the log to grow into, past the end of its file: a node whose disk is full, by its
 // guests say, can then still write down what is deleted to make room. Where this is not possible the node goes without.
 func reserveLog(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0) //nolint:gosec // in the data folder
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}

@@ -116,8 +116,8 @@ func (o *Owner) attach(id fsm.SandboxID, ns *netpolicy.Namespace, proc *vmm.Proc
 	return m, nil
 }
 
-// dial connects to the guest. Nobody in the namespace would say that the VM is gone, so the connection is closed when it
-// is, and a call under way ends at once instead of at its own deadline.
+// dial connects to the guest. Nobody in the namespace would say that the VM is gone, so the connection is closed when
+// it is, and a call under way ends at once instead of at its own deadline.
 func (m *machine) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	conn, err := m.ns.DialContext(ctx, network, addr)
 	if err != nil {

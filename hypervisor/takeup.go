@@ -174,8 +174,8 @@ func (o *Owner) resumeIfPaused(ctx context.Context, m *machine) error {
 	return fmt.Errorf("its VM is %s", state)
 }
 
-// sweepSnapshots removes snapshot folders that nothing accounts for: of snapshots that failed or were deleted while this
-// node could not hear of it.
+// sweepSnapshots removes snapshot folders that nothing accounts for: of snapshots that failed or were deleted while
+// this node could not hear of it.
 func (o *Owner) sweepSnapshots(state *fsm.State) error {
 	entries, err := os.ReadDir(o.snapshotsDir())
 	if err != nil {
@@ -217,7 +217,7 @@ func (o *Owner) propose(ctx context.Context, cmd func() fsm.Command) error {
 	}
 }
 
-// stopped is the report that a running sandbox has lost its VM, made anew for every try so that it bears the time of it.
+// stopped is the report that a running sandbox has lost its VM, made anew for every try so that it bears its time.
 func stopped(sb fsm.Sandbox, reason string) func() fsm.Command {
 	return func() fsm.Command {
 		return fsm.ReportStopped{Now: fsm.At(time.Now()), Sandbox: sb.ID, Owner: sb.Owner, Epoch: sb.Epoch, Reason: reason}

@@ -18,6 +18,6 @@
 // # What is judged
 //
 // Never what the daemon says of itself alone: whether a VM runs is asked of its VMM and shown by a command in the
-// guest; what is left is looked up among processes, namespaces, mounts and files, which must be exactly those of the sandboxes
-// and snapshots that the API lists.
+// guest; what is left is looked up among processes, namespaces, mounts and files, which must be exactly those of the
+// sandboxes and snapshots that the API lists.
 package e2e
