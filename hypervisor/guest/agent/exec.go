@@ -10,6 +10,9 @@ import (
 )
 
 func (s *Server) execKill(_ context.Context, req guest.ExecKillRequest) (none, error) {
+	if req.ID == "" {
+		return none{}, guest.Errorf(guest.CodeInvalid, "no id")
+	}
 	s.runs.kill(req.ID)
 	return none{}, nil
 }
@@ -20,12 +23,7 @@ func (s *Server) start(req guest.ExecRequest, stdout, stderr sink) (*run, error)
 	if err != nil {
 		return nil, err
 	}
-	r, err := startRun(cmd, req.Timeout, stdout, stderr)
-	if err != nil {
-		return nil, err
-	}
-	s.runs.add(req.ID, r)
-	return r, nil
+	return s.runs.start(req.ID, func() (*run, error) { return startRun(cmd, req.Timeout, stdout, stderr) })
 }
 
 func outputLimit(req guest.ExecRequest) int64 {

@@ -120,38 +120,3 @@ func (r *run) kill() {
 	defer r.mu.Unlock()
 	r.killed = r.killGroup() || r.killed
 }
-
-// runTable finds runs by the id their caller gave them, while they last.
-type runTable struct {
-	mu   sync.Mutex
-	runs map[string]*run
-}
-
-func newRunTable() *runTable { return &runTable{runs: map[string]*run{}} }
-
-// add enters a run; an id is used once at a time. The entry goes away with the run.
-func (t *runTable) add(id string, r *run) {
-	if id == "" {
-		return
-	}
-	t.mu.Lock()
-	t.runs[id] = r
-	t.mu.Unlock()
-	go func() {
-		<-r.done
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if t.runs[id] == r {
-			delete(t.runs, id)
-		}
-	}()
-}
-
-func (t *runTable) kill(id string) {
-	t.mu.Lock()
-	r := t.runs[id]
-	t.mu.Unlock()
-	if r != nil {
-		r.kill()
-	}
-}
