@@ -21,10 +21,10 @@ FUZZTIME      ?= 20s
 GOLANGCI_VERSION    := v2.15.0
 GOVULNCHECK_VERSION := v1.9.0
 
-.PHONY: help setup build demo client test bench lab fuzz lint vuln clean
+.PHONY: help setup build demo client cluster cluster-down test bench lab fuzz lint vuln clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install Debian packages, build the programs, the guest kernel and the templates (as root)
 	deploy/setup.sh
@@ -41,6 +41,12 @@ demo: setup ## Show the main job on real virtual machines: create, snapshot, res
 
 client: setup ## Run the published Python client of the API against a node, unchanged
 	deploy/client/run.sh
+
+cluster: setup ## Bring up three nodes on this machine; build/cluster/cluster.env has their URLs and a key
+	deploy/cluster/up.sh
+
+cluster-down: ## Remove every trace of "make cluster"
+	deploy/cluster/down.sh
 
 test: setup ## Run all tests, with the race detector, on real virtual machines
 	go vet ./...

@@ -36,6 +36,14 @@ import (
 //	ctx over while waiting            unknown      the proposal goes on without its caller
 //	the node stops while waiting      unknown      likewise
 //	the entry is not known here       unknown      other nodes may know it; this one stops (see Failed)
+//
+// On a node that is not the leader the proposal is sent to the leader, once, and the answer waits until its entry is
+// applied here too:
+//
+//	no leader is known, or it cannot be reached    unavailable  nothing was sent
+//	the leader's own answer                        as above
+//	no answer, or none that can be read            unknown      the leader may have taken it
+//	done there, but ctx over before it shows here  unknown      done; State does not have it yet
 func (n *Node) Apply(ctx context.Context, cmd fsm.Command) (fsm.Result, error) {
 	data, err := fsm.Encode(cmd)
 	if err != nil {
@@ -44,11 +52,20 @@ func (n *Node) Apply(ctx context.Context, cmd fsm.Command) (fsm.Result, error) {
 	if err := ctx.Err(); err != nil {
 		return fsm.Result{}, fsm.Wrap(fsm.KindUnavailable, err, "the deadline passed before anything was done")
 	}
+	if leader := n.elsewhere(); leader != "" {
+		return n.applyAt(ctx, leader, data)
+	}
+	o := n.applyHere(ctx, data)
+	return o.result, o.err
+}
+
+// applyHere proposes as the leader, or says that this node is not.
+func (n *Node) applyHere(ctx context.Context, data []byte) outcome {
 	if !n.IsLeader() {
-		return fsm.Result{}, n.notLeader()
+		return outcome{err: n.notLeader()}
 	}
 	if !n.enter() {
-		return fsm.Result{}, errShuttingDown()
+		return outcome{err: errShuttingDown()}
 	}
 	answer := make(chan outcome, 1)
 	go func() {
@@ -57,16 +74,17 @@ func (n *Node) Apply(ctx context.Context, cmd fsm.Command) (fsm.Result, error) {
 	}()
 	select {
 	case o := <-answer:
-		return o.result, o.err
+		return o
 	case <-ctx.Done():
-		return fsm.Result{}, fsm.Wrap(fsm.KindUnknown, ctx.Err(), "the deadline passed while the outcome was open")
+		return outcome{err: fsm.Wrap(fsm.KindUnknown, ctx.Err(), "the deadline passed while the outcome was open")}
 	case <-n.stopped:
-		return fsm.Result{}, fsm.Errorf(fsm.KindUnknown, "the node stopped while the outcome was open")
+		return outcome{err: fsm.Errorf(fsm.KindUnknown, "the node stopped while the outcome was open")}
 	}
 }
 
 // outcome is what became of a proposal.
 type outcome struct {
+	index  uint64 // of the entry, when it was applied, be it to be refused
 	result fsm.Result
 	err    error // nil, never a nil *fsm.Error
 }
@@ -84,9 +102,9 @@ func (n *Node) propose(data []byte, enqueue time.Duration) outcome {
 	case a.err != nil:
 		return outcome{err: fsm.Wrap(fsm.KindUnknown, a.err, "the outcome is not known: this node is stopping")}
 	case a.result.Err != nil:
-		return outcome{result: a.result, err: a.result.Err}
+		return outcome{index: future.Index(), result: a.result, err: a.result.Err}
 	}
-	return outcome{result: a.result}
+	return outcome{index: future.Index(), result: a.result}
 }
 
 // proposalError tells certainly-not-applied from unknown, by the table at Apply. A proposal gets its index before

@@ -16,18 +16,14 @@ type Server struct {
 	Addr string // host:port; may be empty for the node itself, which knows its own
 }
 
-// Config is what Open needs. ID, Dir and one of Addr and Stream are required; every zero duration or count has a
-// default.
+// Config is what Open needs. Identity and Dir are required; every zero duration or count has a default.
 type Config struct {
-	// ID is the node's own, kept by the caller from its first start on.
-	ID fsm.NodeID
+	// Identity says who this node is, and who the others are. Nodes that it does not list are not dialled.
+	Identity *Identity
 	// Dir holds the log, the votes and the snapshots. It is made when it is missing. One process at a time.
 	Dir string
-	// Addr is where to listen for other nodes over plain TCP, host:port with a host that others can reach; port 0 takes
-	// a free one. Not used with Stream.
+	// Addr is where to listen for other nodes, host:port; empty: at this node's address in the member list.
 	Addr string
-	// Stream, where set, is the transport's listener and dialler in place of plain TCP. Shutdown closes it.
-	Stream raft.StreamLayer
 	// Voters are the members of a new cluster, the same list on every node and at every start: it is written when this
 	// node's log is empty and ignored after that. Empty: the node waits to be taken into a cluster.
 	Voters []Server
@@ -37,7 +33,7 @@ type Config struct {
 	// HeartbeatTimeout is how long a follower waits for its leader before it stands for election; ElectionTimeout how
 	// long an election may take; LeaseTimeout how long a leader serves without hearing from a majority.
 	HeartbeatTimeout, ElectionTimeout, LeaseTimeout time.Duration
-	// IOTimeout bounds one exchange between nodes.
+	// IOTimeout bounds one exchange between nodes, a call to the leader among them.
 	IOTimeout time.Duration
 	// EnqueueTimeout bounds how long a proposal waits for the main loop to take it.
 	EnqueueTimeout time.Duration
@@ -92,12 +88,10 @@ func setDefault[T comparable](v *T, def T) {
 
 func (c Config) validate() error {
 	switch {
-	case c.ID == "":
-		return errors.New("the node's id is missing")
+	case c.Identity == nil:
+		return errors.New("the node's identity is missing")
 	case c.Dir == "":
 		return errors.New("the folder of the log is missing")
-	case c.Addr == "" && c.Stream == nil:
-		return errors.New("the address for other nodes is missing")
 	}
 	return nil
 }
@@ -105,7 +99,7 @@ func (c Config) validate() error {
 // raft gives the library's configuration.
 func (c Config) raft(notify chan<- bool) *raft.Config {
 	rc := raft.DefaultConfig()
-	rc.LocalID = raft.ServerID(c.ID)
+	rc.LocalID = raft.ServerID(c.Identity.ID())
 	rc.HeartbeatTimeout = c.HeartbeatTimeout
 	rc.ElectionTimeout = c.ElectionTimeout
 	rc.LeaderLeaseTimeout = c.LeaseTimeout

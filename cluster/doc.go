@@ -3,6 +3,9 @@
 // fsm.State, and says of each proposal whether it is done, refused, certainly not applied, or unknown. A single voter
 // takes the same path as several: the same transport, the same bootstrap, the same log.
 //
+// Nodes have one port for each other: mutual TLS, then Raft or calls (see port). A node that is not the leader sends
+// what it is asked to the leader, once.
+//
 // It imports fsm and the Raft libraries, and nothing else of this module.
 //
 // # Guarantees
@@ -10,6 +13,9 @@
 //   - Apply that returns no error: the command is committed on a majority's disks and applied here; State shows it.
 //   - Apply with KindUnavailable: the command is in no log and never will be. KindUnknown: it may be, now or later.
 //   - A node serves as the leader only after a barrier in its term: it has applied all that was committed before.
+//   - Apply and Linearizable wait for another node for IOTimeout at most, whatever their context allows.
+//   - Nothing between nodes is in clear. Who shows no certificate of the cluster's CA is not listened to; a node is
+//     taken for itself only by the id in its certificate.
 //   - Linearizable gives a state at least as new as any command that was done before the call.
 //   - An entry that this program does not know stops the node: it is never skipped, nor hidden in a snapshot.
 //   - What the leader alone does (Tick) ends with its term, and is committed under that term or not at all.

@@ -1,9 +1,13 @@
 package cluster
 
 import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
@@ -16,6 +20,7 @@ import (
 type view struct {
 	state   *fsm.State
 	index   uint64 // every entry up to this one that touches the state is in it
+	touched uint64 // the last entry in it that reached the state machine; the same on every node with this state
 	changed chan struct{}
 }
 
@@ -63,14 +68,14 @@ func (m *machine) Apply(l *raft.Log) any {
 		return applied{err: b.err}
 	}
 	state, result := m.view.Load().state.Apply(cmd)
-	m.publish(state, l.Index)
+	m.publish(state, l.Index, l.Index)
 	return applied{result: result}
 }
 
 // StoreConfiguration implements raft.ConfigurationStore: entries about the membership count as applied, too.
 func (m *machine) StoreConfiguration(index uint64, _ raft.Configuration) {
 	if m.broken.Load() == nil {
-		m.advance(index)
+		m.publish(nil, index, index)
 	}
 }
 
@@ -79,7 +84,7 @@ func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
 	if b := m.broken.Load(); b != nil {
 		return nil, b.err
 	}
-	return snapshot{m.view.Load().state}, nil
+	return snapshot{m.view.Load()}, nil
 }
 
 // Restore implements raft.FSM.
@@ -88,20 +93,27 @@ func (m *machine) Restore(r io.ReadCloser) error {
 	if b := m.broken.Load(); b != nil {
 		return b.err
 	}
-	state, err := fsm.Read(r)
+	in := bufio.NewReader(r)
+	position, err := readPosition(in)
 	if err != nil {
 		return err
 	}
-	m.publish(state, 0)
+	state, err := fsm.Read(in)
+	if err != nil {
+		return err
+	}
+	m.publish(state, position, position)
 	return nil
 }
 
 // publish makes a state visible and wakes who waits for a change. The index never goes back. Only the library's
 // goroutine brings a new state; advance, which may run beside it, brings none and keeps the one that is there.
-func (m *machine) publish(state *fsm.State, index uint64) {
+func (m *machine) publish(state *fsm.State, index, touched uint64) {
 	for {
 		old := m.view.Load()
-		next := &view{state: state, index: max(old.index, index), changed: make(chan struct{})}
+		next := &view{
+			state: state, index: max(old.index, index), touched: max(old.touched, touched), changed: make(chan struct{}),
+		}
 		if state == nil {
 			next.state = old.state
 		}
@@ -113,14 +125,38 @@ func (m *machine) publish(state *fsm.State, index uint64) {
 }
 
 // advance notes that everything up to an index is applied, which a barrier has shown.
-func (m *machine) advance(index uint64) { m.publish(nil, index) }
+func (m *machine) advance(index uint64) { m.publish(nil, index, 0) }
 
-// snapshot is a state that never changes, so that persisting it needs no lock.
-type snapshot struct{ state *fsm.State }
+// A snapshot of the machine is positionMagic, the entry that its state stands at (see view.touched) in eight bytes, and
+// the state's stream. Without the position, a node that was sent a snapshot could not tell that it has caught up.
+// Snapshots of older programs begin with the state.
+var positionMagic = []byte("stillframe position 1\n")
+
+// readPosition reads a snapshot up to where the state begins. Zero is a position that is not known.
+func readPosition(r *bufio.Reader) (uint64, error) {
+	head, err := r.Peek(len(positionMagic) + 8)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return 0, err
+	}
+	at, ok := bytes.CutPrefix(head, positionMagic)
+	if !ok || len(at) != 8 {
+		return 0, nil // a state from its beginning, or nothing that fsm.Read will take
+	}
+	position := binary.BigEndian.Uint64(at)
+	_, err = r.Discard(len(head))
+	return position, err
+}
+
+// snapshot is a view, which never changes, so that persisting it needs no lock.
+type snapshot struct{ view *view }
 
 // Persist implements raft.FSMSnapshot.
 func (s snapshot) Persist(sink raft.SnapshotSink) error {
-	if _, err := s.state.WriteTo(sink); err != nil {
+	_, err := sink.Write(binary.BigEndian.AppendUint64(slices.Clone(positionMagic), s.view.touched))
+	if err == nil {
+		_, err = s.view.state.WriteTo(sink)
+	}
+	if err != nil {
 		return errors.Join(err, sink.Cancel())
 	}
 	return sink.Close()

@@ -23,9 +23,11 @@ import (
 // Node is one member of the cluster. All its methods may be called at once.
 type Node struct {
 	cfg     Config
+	id      fsm.NodeID
 	log     *slog.Logger
 	machine *machine
 	raft    *raft.Raft
+	port    *port
 	trans   transport
 	store   *raftboltdb.BoltStore
 
@@ -59,7 +61,7 @@ func Open(cfg Config) (*Node, error) {
 
 func open(cfg Config) (_ *Node, err error) {
 	n := &Node{
-		cfg: cfg, log: cfg.Logger.With("node", string(cfg.ID)),
+		cfg: cfg, id: cfg.Identity.ID(), log: cfg.Logger.With("node", string(cfg.Identity.ID())),
 		closing: make(chan struct{}), stopped: make(chan struct{}),
 		failed: make(chan struct{}), watching: make(chan struct{}),
 	}
@@ -89,13 +91,11 @@ func open(cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	stream := cfg.Stream
-	if stream == nil {
-		if stream, err = ListenTCP(cfg.Addr); err != nil {
-			return nil, err
-		}
+	if n.port, err = openPort(cfg.Identity, cfg.Addr, n.log); err != nil {
+		return nil, err
 	}
-	n.trans = newTransport(cfg, stream)
+	undo = append(undo, n.port.close)
+	n.trans = newTransport(cfg, raftStream{newHalf(n.port, n.port.raft)})
 	undo = append(undo, n.trans.Close)
 	logs, err := raft.NewLogCache(cachedLogs, n.store)
 	if err != nil {
@@ -110,6 +110,7 @@ func open(cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	go n.watch(notify)
+	n.serveCalls()
 	n.campaignAlone()
 	return n, nil
 }
@@ -157,7 +158,7 @@ func (n *Node) bootstrap(rc *raft.Config, logs raft.LogStore, snaps raft.Snapsho
 	var members raft.Configuration
 	for _, v := range n.cfg.Voters {
 		addr := raft.ServerAddress(v.Addr)
-		if v.ID == n.cfg.ID && addr == "" {
+		if v.ID == n.id && addr == "" {
 			addr = n.trans.LocalAddr()
 		}
 		members.Servers = append(members.Servers, raft.Server{ID: raft.ServerID(v.ID), Address: addr})
@@ -169,7 +170,7 @@ func (n *Node) bootstrap(rc *raft.Config, logs raft.LogStore, snaps raft.Snapsho
 // campaignAlone saves a sole voter the wait for a leader that cannot be there.
 func (n *Node) campaignAlone() {
 	servers := n.raft.GetConfiguration().Configuration().Servers
-	if len(servers) != 1 || servers[0].ID != raft.ServerID(n.cfg.ID) {
+	if len(servers) != 1 || servers[0].ID != raft.ServerID(n.id) {
 		return
 	}
 	if err := n.trans.campaign(servers[0].ID); err != nil {
@@ -221,7 +222,7 @@ func (n *Node) close() error {
 	n.shutGate()
 	<-n.watching
 	n.drain()
-	if err := errors.Join(n.stopRaft(), n.store.Close()); err != nil {
+	if err := errors.Join(n.stopRaft(), n.port.close(), n.store.Close()); err != nil {
 		return fmt.Errorf("shut down cluster node: %w", err)
 	}
 	return nil
@@ -250,7 +251,7 @@ func (n *Node) handOver() {
 func (n *Node) otherVoters() int {
 	count := 0
 	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
-		if s.Suffrage == raft.Voter && s.ID != raft.ServerID(n.cfg.ID) {
+		if s.Suffrage == raft.Voter && s.ID != raft.ServerID(n.id) {
 			count++
 		}
 	}
@@ -295,4 +296,4 @@ func (n *Node) drain() {
 }
 
 // ID is the node's own id.
-func (n *Node) ID() fsm.NodeID { return n.cfg.ID }
+func (n *Node) ID() fsm.NodeID { return n.id }

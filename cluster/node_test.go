@@ -23,8 +23,22 @@ import (
 // testConfig is a sole voter on a real disk and a real loopback socket.
 func testConfig(t *testing.T, dir string) Config {
 	return Config{
-		ID: "node-a", Dir: dir, Addr: "127.0.0.1:0", Voters: []Server{{ID: "node-a"}}, Logger: testLogger(t),
+		Identity: testIdentity(t, t.TempDir(), Member{"node-a", "a", "127.0.0.1:0"})[0], Dir: dir,
+		Voters: []Server{{ID: "node-a"}}, Logger: testLogger(t),
 	}
+}
+
+// testIdentity makes a cluster in dir and gives its members' identities.
+func testIdentity(t *testing.T, dir string, members ...Member) []*Identity {
+	t.Helper()
+	require.NoError(t, Init(dir, members))
+	var ids []*Identity
+	for _, m := range members {
+		id, err := OpenIdentity(filepath.Join(dir, m.Name), testLogger(t))
+		require.NoError(t, err)
+		ids = append(ids, id)
+	}
+	return ids
 }
 
 // testLogger logs to the test until it ends: the library may say a last word after that.
@@ -439,16 +453,11 @@ func encode(t *testing.T, cmd fsm.Command) []byte {
 
 func TestOpenErrors(t *testing.T) {
 	_, err := Open(Config{})
-	require.ErrorContains(t, err, "id is missing")
-	_, err = Open(Config{ID: "a"})
-	require.ErrorContains(t, err, "folder")
-	_, err = Open(Config{ID: "a", Dir: t.TempDir()})
-	require.ErrorContains(t, err, "address")
-
+	require.ErrorContains(t, err, "identity is missing")
 	cfg := testConfig(t, t.TempDir())
-	cfg.Addr = "0.0.0.0:0"
-	_, err = Open(cfg)
-	require.ErrorContains(t, err, "not an address that they can dial")
+	_, err = Open(Config{Identity: cfg.Identity})
+	require.ErrorContains(t, err, "folder")
+
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer func() { _ = taken.Close() }()
@@ -460,7 +469,7 @@ func TestOpenErrors(t *testing.T) {
 	start(t, cfg)
 	_, err = Open(cfg)
 	require.ErrorContains(t, err, "in use by another process")
-	_, err = Open(Config{ID: "a", Dir: filepath.Join(cfg.Dir, "raft.db"), Addr: "127.0.0.1:0"})
+	_, err = Open(Config{Identity: cfg.Identity, Dir: filepath.Join(cfg.Dir, "raft.db")})
 	var pathErr *fs.PathError
 	require.ErrorAs(t, err, &pathErr)
 }
@@ -495,7 +504,8 @@ func ours() int {
 	buf := make([]byte, 1<<20)
 	count := 0
 	for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-		mine := strings.Contains(g, "cluster.(*Node)") || strings.Contains(g, "hashicorp/raft")
+		mine := strings.Contains(g, "cluster.(*Node)") || strings.Contains(g, "cluster.(*port)") ||
+			strings.Contains(g, "hashicorp/raft")
 		if mine && !strings.Contains(g, "testing.tRunner") {
 			count++
 		}

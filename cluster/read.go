@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"encoding/hex"
 
 	"github.com/hashicorp/raft"
 
@@ -34,9 +35,30 @@ func (n *Node) WaitIntent(ctx context.Context, id fsm.IntentID) (fsm.Intent, err
 	}
 }
 
-// Linearizable gives a state that has everything which was done before the call. Only the leader can; on others, and on
-// one that cannot reach a majority, KindUnavailable. KindTimeout when ctx ends first.
+// Linearizable gives a state that has everything which was done before the call. A node that is not the leader asks the
+// leader how far that is and waits until it is there itself. KindUnavailable where there is no leader, it cannot be
+// reached, or it cannot reach a majority; KindTimeout when ctx ends first.
 func (n *Node) Linearizable(ctx context.Context) (*fsm.State, error) {
+	if leader := n.elsewhere(); leader != "" {
+		position, err := n.positionAt(ctx, leader)
+		if err != nil {
+			return nil, err
+		}
+		v, err := n.waitView(ctx, func(v *view) bool { return v.touched >= position })
+		if err != nil {
+			return nil, err
+		}
+		return v.state, nil
+	}
+	v, err := n.readHere(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return v.state, nil
+}
+
+// readHere gives, as the leader, a view that has everything which was done before the call.
+func (n *Node) readHere(ctx context.Context) (*view, error) {
 	term := n.term.Load()
 	if !n.IsLeader() {
 		return nil, n.notLeader()
@@ -48,10 +70,15 @@ func (n *Node) Linearizable(ctx context.Context) (*fsm.State, error) {
 	if term != n.term.Load() || !n.IsLeader() {
 		return nil, n.notLeader() // another term: its barrier, not ours, covers what was committed between
 	}
+	return n.waitView(ctx, func(v *view) bool { return v.index >= index })
+}
+
+// waitView waits for a view that will do.
+func (n *Node) waitView(ctx context.Context, enough func(*view) bool) (*view, error) {
 	for {
 		v := n.machine.view.Load()
-		if v.index >= index {
-			return v.state, nil
+		if enough(v) {
+			return v, nil
 		}
 		if err := n.wait(ctx, v); err != nil {
 			return nil, err
@@ -127,21 +154,41 @@ func (n *Node) Leader() Server {
 
 // Status is a look at a node's part in the cluster, for people and metrics.
 type Status struct {
-	ID      fsm.NodeID
-	Leader  Server
-	Ready   bool   // see IsLeader
-	State   string // the library's word: Follower, Candidate, Leader, Shutdown
-	Term    uint64
-	Commit  uint64 // index of the last entry known to be committed
-	Applied uint64 // index of the last entry known to be in State
-	Last    uint64 // index of the last entry in the log
+	ID       fsm.NodeID
+	Leader   Server
+	Ready    bool   // see IsLeader
+	State    string // the library's word: Follower, Candidate, Leader, Shutdown
+	Term     uint64
+	Commit   uint64 // index of the last entry known to be committed
+	Applied  uint64 // index of the last entry known to be in State
+	Last     uint64 // index of the last entry in the log
+	Position uint64 // index of the last entry that reached the state machine; equal on all nodes with equal states
+	// Digest is of the state at Position, where it was asked for: it takes as long as writing the state.
+	Digest string
 }
 
-// Status gives the node's status now.
-func (n *Node) Status() Status {
-	return Status{
-		ID: n.cfg.ID, Leader: n.Leader(), Ready: n.IsLeader(), State: n.raft.State().String(),
-		Term: n.raft.CurrentTerm(), Commit: n.raft.CommitIndex(), Applied: n.machine.view.Load().index,
+// Status gives the node's status now, without the digest: see StatusOf.
+func (n *Node) Status() Status { return n.status(false) }
+
+func (n *Node) status(digest bool) Status {
+	v := n.machine.view.Load()
+	s := Status{
+		ID: n.id, Leader: n.Leader(), Ready: n.IsLeader(), State: n.raft.State().String(),
+		Term: n.raft.CurrentTerm(), Commit: n.raft.CommitIndex(), Applied: v.index, Position: v.touched,
 		Last: n.raft.LastIndex(),
 	}
+	if digest {
+		sum := v.state.Digest()
+		s.Digest = hex.EncodeToString(sum[:])
+	}
+	return s
+}
+
+// Servers gives the members of the cluster as this node's log has them, and which of them vote.
+func (n *Node) Servers() map[fsm.NodeID]bool {
+	out := map[fsm.NodeID]bool{}
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+		out[fsm.NodeID(s.ID)] = s.Suffrage == raft.Voter
+	}
+	return out
 }

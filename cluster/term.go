@@ -118,7 +118,7 @@ func (n *Node) barrier(ctx context.Context) (uint64, error) {
 
 // refreshAddress puts this node's own address right in the membership, after it moved.
 func (n *Node) refreshAddress(ctx context.Context) {
-	id, addr := raft.ServerID(n.cfg.ID), n.trans.LocalAddr()
+	id, addr := raft.ServerID(n.id), n.trans.LocalAddr()
 	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
 		if s.ID != id || s.Address == addr || ctx.Err() != nil || !n.enter() {
 			continue

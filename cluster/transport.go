@@ -2,35 +2,12 @@ package cluster
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/raft"
 )
-
-// tcpStream is the plain TCP stream layer. It takes no part in who may connect: bind it to loopback only.
-type tcpStream struct{ net.Listener }
-
-// ListenTCP opens a plain TCP stream layer at host:port. The host must be one that others can dial, not a wildcard.
-func ListenTCP(addr string) (raft.StreamLayer, error) {
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("listen for other nodes: %w", err)
-	}
-	if tcp, ok := l.Addr().(*net.TCPAddr); !ok || tcp.IP.IsUnspecified() {
-		_ = l.Close()
-		return nil, fmt.Errorf("listen for other nodes: %s is not an address that they can dial", addr)
-	}
-	return tcpStream{l}, nil
-}
-
-// Dial implements raft.StreamLayer.
-func (tcpStream) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	return net.DialTimeout("tcp", string(addr), timeout) //nolint:noctx // the library has a timeout, no context
-}
 
 // inbound is a stream layer that closes what it accepted when it is closed. The library leaves that to the peers, and
 // its goroutines behind.
@@ -105,13 +82,17 @@ func (t transport) Close() error {
 // SetHeartbeatHandler ignores the handler, so that heartbeats take the same queue as every request.
 func (transport) SetHeartbeatHandler(func(raft.RPC)) {}
 
+// EncodePeer keeps a node's address in what nodes tell of each other; the library would put what it dials in its place.
+func (transport) EncodePeer(_ raft.ServerID, addr raft.ServerAddress) []byte { return []byte(addr) }
+
 func newTransport(c Config, stream raft.StreamLayer) transport {
 	return transport{raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream:          &inbound{StreamLayer: stream, conns: map[net.Conn]struct{}{}},
-		MaxPool:         3,
-		MaxRPCsInFlight: 1,
-		Timeout:         c.IOTimeout,
-		Logger:          newRaftLogger(c.Logger),
+		Stream:                &inbound{StreamLayer: stream, conns: map[net.Conn]struct{}{}},
+		ServerAddressProvider: byID{},
+		MaxPool:               3,
+		MaxRPCsInFlight:       1,
+		Timeout:               c.IOTimeout,
+		Logger:                newRaftLogger(c.Logger),
 	})}
 }
 

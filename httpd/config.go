@@ -1,6 +1,7 @@
 package httpd
 
 import (
+	"context"
 	"log/slog"
 	"time"
 
@@ -19,6 +20,8 @@ type Config struct {
 	Ready func() error
 	// NodeStatus answers GET /v1/node. nil: 501.
 	NodeStatus func() NodeStatus
+	// ClusterStatus answers GET /v1/cluster, with digests of the nodes' states where asked for. nil: 501.
+	ClusterStatus func(ctx context.Context, digest bool) ClusterStatus
 	// Registry takes the metrics of this package and is what /metrics shows. nil: a new one.
 	Registry *prometheus.Registry
 	Logger   *slog.Logger // nil: slog.Default

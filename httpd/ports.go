@@ -148,3 +148,41 @@ type VMMStatus struct {
 	Version string `json:"version"` // as the VMM reports it
 	Reason  string `json:"reason"`  // why this one was chosen
 }
+
+// ClusterStatus is the cluster as one node sees it, for GET /v1/cluster.
+type ClusterStatus struct {
+	Node   fsm.NodeID    `json:"node"`   // that answers
+	Leader fsm.NodeID    `json:"leader"` // as far as it knows; empty: none
+	Nodes  []ClusterNode `json:"nodes"`
+}
+
+// ClusterNode is a member of the cluster. What it says of itself (Role to Digest) is there when it is Reachable.
+type ClusterNode struct {
+	ID            fsm.NodeID      `json:"id"`
+	Name          string          `json:"name"`
+	APIAddr       string          `json:"api_addr"`
+	Voter         bool            `json:"voter"`
+	Leader        bool            `json:"leader"`
+	Drained       bool            `json:"drained"`
+	Reachable     bool            `json:"reachable"`
+	LastContactMS *int64          `json:"last_contact_ms"` // since the answering node heard it; nil: not since it started
+	Role          string          `json:"role,omitempty"`  // follower, candidate, leader or shutdown
+	Term          uint64          `json:"term,omitempty"`
+	AppliedIndex  uint64          `json:"applied_index,omitempty"`
+	Position      uint64          `json:"position,omitempty"` // the last entry that its state machine took
+	Digest        string          `json:"digest,omitempty"`   // of its state at Position, where asked for
+	Sandboxes     int             `json:"sandboxes"`
+	Snapshots     int             `json:"snapshots"`
+	Total         ClusterCapacity `json:"total"`
+	Free          ClusterCapacity `json:"free"`
+	VMM           string          `json:"vmm"`
+	VMMVersion    string          `json:"vmm_version"`
+	CloneMethod   string          `json:"clone_method"`
+}
+
+// ClusterCapacity is what a node promises to sandboxes, or has left of it. Memory and disk are MiB.
+type ClusterCapacity struct {
+	VCPU   int   `json:"vcpu"`
+	Memory int64 `json:"memory"`
+	Disk   int64 `json:"disk"`
+}

@@ -52,6 +52,7 @@ func (s *Server) apiRoutes() []route {
 
 		{method: get, path: "/v1/templates", do: s.listTemplates},
 		{method: get, path: "/v1/node", do: s.nodeStatus},
+		{method: get, path: "/v1/cluster", do: s.clusterStatus},
 
 		{method: post, path: "/v1/template", raw: true, do: unavailable},
 		{method: patch, path: "/v1/template/{template_id}", do: unavailable},
@@ -111,6 +112,25 @@ func (s *Server) nodeStatus(c *call) (reply, error) {
 		return unavailable(c)
 	}
 	return jsonReply(http.StatusOK, s.cfg.NodeStatus())
+}
+
+func (s *Server) clusterStatus(c *call) (reply, error) {
+	if s.cfg.ClusterStatus == nil {
+		return unavailable(c)
+	}
+	errs := &fieldErrors{}
+	digest := false
+	switch text := c.fc.Query("digest"); text {
+	case "", "false":
+	case "true":
+		digest = true
+	default:
+		errs.add("digest", "must be true or false")
+	}
+	if err := errs.err(); err != nil {
+		return reply{}, err
+	}
+	return jsonReply(http.StatusOK, s.cfg.ClusterStatus(c.ctx, digest))
 }
 
 func (s *Server) showOpenAPI(*call) (reply, error) {

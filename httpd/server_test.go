@@ -224,6 +224,31 @@ func TestNodeStatus(t *testing.T) {
 		"binary":"/usr/bin/x","version":"v1","reason":"no KVM here"}}`, string(resp.body))
 }
 
+func TestClusterStatus(t *testing.T) {
+	var digests []bool
+	e := newEnv(t, func(c *Config) {
+		c.ClusterStatus = func(_ context.Context, digest bool) ClusterStatus {
+			digests = append(digests, digest)
+			ms := int64(7)
+			return ClusterStatus{Node: "n-1", Leader: "n-1", Nodes: []ClusterNode{
+				{ID: "n-1", Name: "a", Leader: true, Voter: true, Reachable: true, LastContactMS: &ms, Role: "leader", Term: 2},
+				{ID: "n-2", Name: "b", Voter: true},
+			}}
+		}
+	})
+	resp := e.do("GET", "/v1/cluster", nil)
+	require.Equal(t, 200, resp.status)
+	nodes := resp.object(t)["nodes"].([]any)
+	require.EqualValues(t, 7, nodes[0].(map[string]any)["last_contact_ms"])
+	require.Nil(t, nodes[1].(map[string]any)["last_contact_ms"])
+	require.NotContains(t, nodes[1], "role", "what it has not said")
+	require.Equal(t, 200, e.do("GET", "/v1/cluster?digest=true", nil).status)
+	require.Equal(t, 400, e.do("GET", "/v1/cluster?digest=yes", nil).status)
+	require.Equal(t, []bool{false, true}, digests)
+	require.Equal(t, 401, e.send(request{method: "GET", path: "/v1/cluster"}).status)
+	require.Equal(t, 501, newEnv(t).do("GET", "/v1/cluster", nil).status)
+}
+
 func TestSlowClients(t *testing.T) {
 	e := newEnv(t, func(c *Config) {
 		c.Limits.HeaderTimeout, c.Limits.BodyTimeout = 100*time.Millisecond, 100*time.Millisecond

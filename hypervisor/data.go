@@ -2,6 +2,7 @@ package hypervisor
 
 import (
 	"context"
+	"net"
 
 	"stillframe/fsm"
 	"stillframe/hypervisor/guest"
@@ -15,4 +16,13 @@ func (o *Owner) Guest(_ context.Context, id fsm.SandboxID) (*guest.Client, error
 		return nil, err
 	}
 	return m.guest, nil
+}
+
+// DialGuest opens a connection to the agent in a sandbox of this node, for another node's call to pass through.
+func (o *Owner) DialGuest(ctx context.Context, id fsm.SandboxID) (net.Conn, error) {
+	m, err := o.machine(id)
+	if err != nil {
+		return nil, err
+	}
+	return guest.Connect(ctx, m.dial)
 }

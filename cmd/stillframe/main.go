@@ -24,5 +24,5 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	built := cli.Version{Version: version, Commit: commit, Go: runtime.Version()}
-	return cli.Run(ctx, cli.System(built), os.Args[1:], serverCommand, devCommand)
+	return cli.Run(ctx, cli.System(built), os.Args[1:], serverCommand, devCommand, clusterCommand)
 }

@@ -82,8 +82,10 @@ func serverCommand(env cli.Env) *cobra.Command {
 		Long: `Run a node of Stillframe: the replicated log, this host's virtual machines and the API. A start takes up the
 virtual machines of an earlier run; a stop (SIGTERM) leaves them running.
 
-This version runs a cluster of one node. Which VMM is used is said at start and by "stillframe node status": the binary
-that STILLFRAME_VMM names, else cloud-hypervisor where KVM works, else the development VMM.
+With --cluster the node is a member of the cluster whose identity folder that is (see "stillframe cluster init"); the
+command line is the same at every start. Without, it is a cluster of its own. Which VMM is used is said at
+start and by "stillframe node status": the binary that STILLFRAME_VMM names, else cloud-hypervisor where KVM works, else
+the development VMM.
 
 Organizations and API keys are made with "stillframe org" and "stillframe key" through the admin socket in the data
 folder.`,
@@ -93,8 +95,11 @@ folder.`,
 		},
 	}
 	f.add(cmd, "127.0.0.1:7070")
-	cmd.Flags().StringVar(&f.cfg.RaftListen, "raft", "", "host:port of the replicated log (default: a free port of "+
-		"the loopback interface)")
+	cmd.Flags().StringVar(&f.cfg.RaftListen, "raft", "", "host:port to listen at for other nodes (default: this node's "+
+		"address in the member list)")
+	cmd.Flags().StringVar(&f.cfg.Cluster, "cluster", "",
+		"identity folder of this node, as \"stillframe cluster init\" made it")
+	_ = cmd.MarkFlagDirname("cluster")
 	return cmd
 }
 

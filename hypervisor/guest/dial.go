@@ -27,6 +27,11 @@ const (
 	connectTimeout = 10 * time.Second
 )
 
+// Connect opens one connection to the agent, as a Client does for each of its calls.
+func Connect(ctx context.Context, dial DialFunc) (net.Conn, error) {
+	return connect(ctx, dial, "tcp", Addr)
+}
+
 type dialResult struct {
 	conn net.Conn
 	err  error

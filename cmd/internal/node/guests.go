@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 
 	"stillframe/fsm"
 	"stillframe/httpd"
@@ -13,12 +14,32 @@ import (
 	"stillframe/hypervisor/guest"
 )
 
-// guests joins the API's view of what is inside a sandbox to the agents of this node's sandboxes.
-type guests struct{ owner *hypervisor.Owner }
+// guests joins the API's view of what is inside a sandbox to the sandbox's agent: over this host where this node owns
+// the sandbox, else through the node that does.
+type guests struct {
+	self    fsm.NodeID
+	state   func() *fsm.State
+	owner   *hypervisor.Owner
+	tunnels *tunnels
+}
+
+// client gives the client of a sandbox's agent.
+func (g guests) client(ctx context.Context, id fsm.SandboxID) (*guest.Client, error) {
+	sb, ok := g.state().Sandbox(id)
+	switch {
+	case !ok:
+		return nil, fsm.Errorf(fsm.KindNotFound, "no such sandbox")
+	case sb.Owner == g.self:
+		return g.owner.Guest(ctx, id)
+	}
+	return guest.NewDirectClient(func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return g.tunnels.dial(ctx, sb.Owner, id)
+	}), nil
+}
 
 // with runs one call against a sandbox's agent and translates its failure.
 func with[T any](ctx context.Context, g guests, id fsm.SandboxID, call func(*guest.Client) (T, error)) (T, error) {
-	client, err := g.owner.Guest(ctx, id)
+	client, err := g.client(ctx, id)
 	if err != nil {
 		var none T
 		return none, err
@@ -35,9 +56,12 @@ func do(ctx context.Context, g guests, id fsm.SandboxID, call func(*guest.Client
 
 func guestError(err error) error {
 	var agent *guest.Error
+	var way *fsm.Error
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &way):
+		return way // the way to the owner failed, before the agent was asked
 	case errors.As(err, &agent):
 		return &httpd.GuestError{Code: httpd.GuestCode(agent.Code), Message: agent.Message}
 	}

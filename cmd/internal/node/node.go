@@ -20,7 +20,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sys/unix"
@@ -36,8 +35,11 @@ import (
 type Config struct {
 	DataDir    string // made if missing
 	Listen     string // host:port of the API
-	RaftListen string // host:port for the log; empty: an ephemeral port of the loopback interface
-	Name       string // empty: the host's name
+	RaftListen string // host:port to listen at for other nodes; empty: as the member list has it
+	Name       string // empty: the member list's, or the host's name
+	// Cluster is this node's identity folder (see cluster.OpenIdentity). Empty: a cluster of this node alone, with a CA of
+	// its own in the data folder.
+	Cluster    string
 	Images     string // images folder; empty: see hypervisor.FindImages
 	KernelArgs string // added to every guest kernel's command line
 	Overcommit hypervisor.Overcommit
@@ -51,10 +53,12 @@ type Config struct {
 type Node struct {
 	cfg      Config
 	id       fsm.NodeID
+	identity *cluster.Identity
 	lock     *os.File
 	log      *cluster.Node
 	owner    *hypervisor.Owner
 	api      *httpd.Server
+	tunnels  *tunnels
 	choice   vmm.Choice
 	serving  atomic.Bool
 	registry *prometheus.Registry
@@ -66,8 +70,11 @@ type Node struct {
 // soloTimeout is the election timeout of a cluster of one.
 const soloTimeout = 200 * time.Millisecond
 
-// startPatience bounds how long a start waits for the log to be writable.
-const startPatience = 60 * time.Second
+// A start tries again what the cluster cannot do yet: tryTime bounds one try, tryPause is between two.
+const (
+	tryTime  = 10 * time.Second
+	tryPause = 50 * time.Millisecond
+)
 
 // Start brings a node up and returns when its API answers. Stop it with Stop.
 func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
@@ -127,29 +134,11 @@ func (n *Node) claimFolder() error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits
 		return fmt.Errorf("data folder %s is in use by another stillframe process: %w", n.cfg.DataDir, err)
 	}
-	n.id, err = nodeID(filepath.Join(n.cfg.DataDir, "node-id"))
-	return err
-}
-
-// nodeID reads the node's identity, or makes it at the first start. It is never the address, which may change.
-func nodeID(path string) (fsm.NodeID, error) {
-	raw, err := os.ReadFile(path) //nolint:gosec // in the data folder
+	n.identity, err = n.findIdentity()
 	if err == nil {
-		id, err := uuid.ParseBytes(raw)
-		if err != nil {
-			return "", fmt.Errorf("%s: %w", path, err)
-		}
-		return fsm.NodeID(id.String()), nil
+		n.id = n.identity.ID()
 	}
-	if !errors.Is(err, os.ErrNotExist) {
-		return "", err
-	}
-	id := uuid.NewString()
-	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, []byte(id), 0o600); err != nil {
-		return "", err
-	}
-	return fsm.NodeID(id), os.Rename(tmp, path)
+	return err
 }
 
 func (n *Node) loadImages() (*hypervisor.Images, error) {
@@ -160,24 +149,50 @@ func (n *Node) loadImages() (*hypervisor.Images, error) {
 	return hypervisor.LoadImages(dir)
 }
 
-// openLog opens the replicated log and waits until it can be written to, then describes this node and its templates.
+// openLog opens the replicated log and waits until this node knows all that was done before. Other nodes may take their
+// time to come up: there is no harm in waiting for them.
 func (n *Node) openLog(ctx context.Context) (err error) {
-	addr := n.cfg.RaftListen
-	if addr == "" {
-		addr = "127.0.0.1:0"
+	cfg := cluster.Config{
+		Identity: n.identity, Dir: filepath.Join(n.cfg.DataDir, "raft"), Addr: n.cfg.RaftListen, Logger: n.cfg.Logger,
+		Voters: n.identity.Voters(),
 	}
-	n.log, err = cluster.Open(cluster.Config{
-		ID: n.id, Dir: filepath.Join(n.cfg.DataDir, "raft"), Addr: addr, Logger: n.cfg.Logger,
-		Voters: []cluster.Server{{ID: n.id}},
+	if len(cfg.Voters) == 1 {
 		// A single voter waits for nobody: long timeouts would only make its start slow.
-		HeartbeatTimeout: soloTimeout, ElectionTimeout: soloTimeout, LeaseTimeout: soloTimeout,
-	})
-	if err != nil {
+		cfg.HeartbeatTimeout, cfg.ElectionTimeout, cfg.LeaseTimeout = soloTimeout, soloTimeout, soloTimeout
+	}
+	if n.log, err = cluster.Open(cfg); err != nil {
 		return fmt.Errorf("open the log: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, startPatience)
-	defer cancel()
-	return n.log.WaitLeader(ctx)
+	n.tunnels = newTunnels(n.log)
+	return n.untilDone(ctx, "catch up with the log", func(ctx context.Context) error {
+		_, err := n.log.Linearizable(ctx)
+		return err
+	})
+}
+
+// untilDone repeats what may be repeated until it is done, refused, or ctx ends.
+func (n *Node) untilDone(ctx context.Context, what string, try func(context.Context) error) error {
+	said := time.Now()
+	for {
+		tryCtx, cancel := context.WithTimeout(ctx, tryTime)
+		err := try(tryCtx)
+		cancel()
+		var e *fsm.Error
+		passing := errors.As(err, &e) &&
+			(e.Kind == fsm.KindUnavailable || e.Kind == fsm.KindUnknown || e.Kind == fsm.KindTimeout)
+		if failure := n.log.Failure(); failure != nil || !passing {
+			return errors.Join(err, failure)
+		}
+		if time.Since(said) > tryTime {
+			n.cfg.Logger.Warn("waiting for the cluster", "to", what, "error", err)
+			said = time.Now()
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", what, errors.Join(ctx.Err(), err))
+		case <-time.After(tryPause):
+		}
+	}
 }
 
 func (n *Node) startOwner(ctx context.Context, images *hypervisor.Images) (err error) {
@@ -217,6 +232,9 @@ func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
 		return err
 	}
 	name := n.cfg.Name
+	if name == "" && n.cfg.Cluster != "" {
+		name = n.identity.Self().Name
+	}
 	if name == "" {
 		if name, err = os.Hostname(); err != nil {
 			return err
@@ -237,7 +255,12 @@ func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
 		}})
 	}
 	for _, c := range commands {
-		if _, err := n.log.Apply(ctx, c); err != nil {
+		// Repeating either command changes nothing.
+		err := n.untilDone(ctx, "register this node", func(ctx context.Context) error {
+			_, err := n.log.Apply(ctx, c)
+			return err
+		})
+		if err != nil {
 			return fmt.Errorf("register this node: %w", err)
 		}
 	}
@@ -245,9 +268,12 @@ func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
 }
 
 func (n *Node) startAPI(ctx context.Context) (err error) {
+	n.tunnels.serve(n.owner)
 	n.api, err = httpd.New(httpd.Config{
-		Addr: n.cfg.Listen, AdminSocket: n.AdminSocket(), Log: n.log, Guests: guests{n.owner}, Ready: n.ready,
-		NodeStatus: n.Status, Registry: n.registry, Logger: n.cfg.Logger, Version: n.cfg.Version,
+		Addr: n.cfg.Listen, AdminSocket: n.AdminSocket(), Log: n.log, Ready: n.ready,
+		Guests:     guests{n.id, n.log.State, n.owner, n.tunnels},
+		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus,
+		Registry: n.registry, Logger: n.cfg.Logger, Version: n.cfg.Version,
 	})
 	if err != nil {
 		return err
@@ -328,6 +354,9 @@ func (n *Node) Stop(ctx context.Context) error {
 	var errs []error
 	if n.api != nil {
 		errs = append(errs, n.api.Shutdown(ctx))
+	}
+	if n.tunnels != nil {
+		n.tunnels.stop()
 	}
 	if n.stopOwner != nil {
 		n.stopOwner()

@@ -124,12 +124,25 @@ Exit codes are listed by "stillframe help exit-codes".`,
 	)
 	root.SetHelpCommand(help())
 	add(root, groupUse, a.sandbox(), a.snapshot(), a.exec(), a.cp(), a.file(), a.template())
-	add(root, groupRun, a.nodeGroup(), a.org(), a.key())
+	add(root, groupRun, a.nodeGroup(), a.cluster(), a.org(), a.key())
 	root.AddCommand(a.version(), exitCodes())
 	for _, command := range more {
-		add(root, groupRun, command(env))
+		join(root, command(env))
 	}
 	return root
+}
+
+// join puts a command from outside this package into the tree; the children of a group that is there join that.
+func join(root, cmd *cobra.Command) {
+	for _, there := range root.Commands() {
+		if there.Name() == cmd.Name() {
+			children := cmd.Commands()
+			cmd.RemoveCommand(children...)
+			there.AddCommand(children...)
+			return
+		}
+	}
+	add(root, groupRun, cmd)
 }
 
 // help is cobra's help command, but for a word that it does not know: that is a usage error.

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -355,6 +356,30 @@ func TestNodeTemplateVersion(t *testing.T) {
 		"system/busybox   tpl-1   sha256:0123456789ab   60m\n", w.does("template", "list"))
 	require.Equal(t, "stillframe v1.2.3, commit abcdef, go1.26\n", w.does("version"))
 	require.Equal(t, `{"version":"v1.2.3","commit":"abcdef","go":"go1.26"}`+"\n", w.does("version", "-o", "json"))
+}
+
+func TestClusterStatus(t *testing.T) {
+	w := newWorld(t)
+	body := `{"node":"n-1","leader":"n-1","nodes":[` +
+		`{"id":"n-1","name":"a","voter":true,"leader":true,"reachable":true,"last_contact_ms":0,"role":"leader",` +
+		`"applied_index":42,"sandboxes":2,"total":{"vcpu":8,"memory":2048,"disk":4096},` +
+		`"free":{"vcpu":6,"memory":0,"disk":2048},"vmm":"cloud-hypervisor","vmm_version":"v51"},` +
+		`{"id":"n-2","name":"b","voter":false,"reachable":false,"last_contact_ms":65000,"vmm_version":"v51",` +
+		`"total":{"vcpu":8,"memory":1024,"disk":1024},"free":{"vcpu":8,"memory":1024,"disk":1024}},` +
+		`{"id":"n-3","name":"c","voter":true,"reachable":false,"last_contact_ms":null}]}`
+	w.answer("GET /v1/cluster", http.StatusOK, body)
+	var table [][]string
+	for line := range strings.Lines(w.does("cluster", "status")) {
+		table = append(table, regexp.MustCompile(` {3,}`).Split(strings.TrimSpace(line), -1))
+	}
+	require.Equal(t, [][]string{
+		{"NAME", "ID", "ROLE", "VOTER", "APPLIED", "SANDBOXES", "VCPU FREE", "MEMORY FREE", "DISK FREE", "VMM", "CONTACT"},
+		{"a", "n-1", "leader", "yes", "42", "2", "6 of 8", "0 of 2 GiB", "2 GiB of 4 GiB", "v51", "0s ago"},
+		{"b", "n-2", "unreachable", "no", "-", "0", "8 of 8", "1 GiB of 1 GiB", "1 GiB of 1 GiB", "v51", "65s ago"},
+		{"c", "n-3", "unreachable", "yes", "-", "0", "0 of 0", "0 of 0", "0 of 0", "-", "never"},
+	}, table)
+	require.Equal(t, body+"\n", w.does("cluster", "status", "-o", "json"))
+	require.Equal(t, "n-1\nn-2\nn-3\n", w.does("cluster", "status", "-q"))
 }
 
 func TestInterrupted(t *testing.T) {

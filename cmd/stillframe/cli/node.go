@@ -1,6 +1,14 @@
 package cli
 
-import "github.com/spf13/cobra"
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"stillframe/httpd/client"
+)
 
 func (a *app) template() *cobra.Command {
 	return a.withNode(a.withOutput(group(&cobra.Command{
@@ -60,4 +68,105 @@ func (a *app) nodeGroup() *cobra.Command {
 			}}, []string{"ID", "Name", "Version", "VMM", "VMM version", "VMM binary", "Why this VMM", "Clones by"})
 		},
 	})))
+}
+
+// cluster is the group of the commands about several nodes. Those that write files live beside main and join it.
+func (a *app) cluster() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "cluster",
+		Short: "Make a cluster, and show how it is",
+	}, a.clusterStatus())
+}
+
+func (a *app) clusterStatus() *cobra.Command {
+	var digest bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the nodes of the cluster, as the node that answers sees them",
+		Long: `Show the nodes of the cluster. A node that the answering one cannot reach has no role and no index; its last
+contact tells since when.`,
+		Args: args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, ctx, done, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer done()
+			status, err := c.Cluster(ctx, digest)
+			if err != nil {
+				return err
+			}
+			return a.printCluster(status, digest)
+		},
+	}
+	a.withNode(a.withOutput(cmd))
+	cmd.Flags().BoolVar(&digest, "digest", false, "digest every node's state; equal applied entries give equal digests")
+	return cmd
+}
+
+func (a *app) printCluster(status client.Cluster, digest bool) error {
+	if a.output == outputJSON {
+		return a.printRaw(status.Raw)
+	}
+	head := []string{"NAME", "ID", "ROLE", "VOTER", "APPLIED", "SANDBOXES", "VCPU FREE", "MEMORY FREE", "DISK FREE", "VMM",
+		"CONTACT"}
+	if digest {
+		head = append(head, "POSITION", "DIGEST")
+	}
+	var rows []row
+	for _, n := range status.Nodes {
+		r := row{id: n.ID, cells: []string{
+			n.Name, n.ID, clusterRole(n), yesNo(n.Voter), number(n.AppliedIndex), strconv.Itoa(n.Sandboxes),
+			fmt.Sprintf("%d of %d", n.Free.VCPU, n.Total.VCPU),
+			share(n.Free.Memory, n.Total.Memory), share(n.Free.Disk, n.Total.Disk), n.VMMVersion, contact(n),
+		}}
+		if digest {
+			r.cells = append(r.cells, number(n.Position), n.Digest[:min(len(n.Digest), 12)])
+		}
+		rows = append(rows, r)
+	}
+	return a.printList(head, len(rows), rows)
+}
+
+// clusterRole tells what a node is; the leader as the answering node has it.
+func clusterRole(n client.ClusterNode) string {
+	switch {
+	case !n.Reachable:
+		return "unreachable"
+	case n.Drained:
+		return n.Role + ", drained"
+	}
+	return n.Role
+}
+
+// share tells how much of a size is left. Less than nothing is left where a node has shrunk.
+func share(free, total int64) string {
+	size := func(n int64) string {
+		if n <= 0 {
+			return "0"
+		}
+		return mebibytes(n)
+	}
+	return size(free) + " of " + size(total)
+}
+
+func contact(n client.ClusterNode) string {
+	if n.LastContactMS == nil {
+		return "never"
+	}
+	return brief(time.Duration(*n.LastContactMS)*time.Millisecond) + " ago"
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+func number(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatUint(n, 10)
 }

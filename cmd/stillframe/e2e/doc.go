@@ -4,10 +4,11 @@
 //
 // # How it runs
 //
-// As root. The test binary starts itself again in a mount namespace of its own, with an empty /run/netns and a loop
-// filesystem with reflinks for the data folders: what a failed test leaves behind ends with the namespace. The daemon
-// is built from this tree with fault points (build tag faults), and with the race detector where the test has it. Only
-// processes that a data folder's records name are ever killed.
+// As root. The test binary starts itself again in a mount and a network namespace of its own, with an empty /run/netns,
+// a loop filesystem with reflinks for the data folders, and no network but loopback and the bridge between the nodes of
+// a cluster: what a failed test leaves behind ends with the namespaces. The daemon is built from this tree with fault
+// points (build tag faults), and with the race detector where the test has it. Only processes that a data folder's
+// records name are ever killed.
 //
 //	STILLFRAME_VMM     the VMM binary; default: the development VMM built from this tree
 //	STILLFRAME_IMAGES  the images folder; default build/images of the tree

@@ -41,14 +41,21 @@ func (n *node) newGuest() *guest {
 	n.t.Helper()
 	sb, err := n.api.CreateSandbox(within(n.t), small(""))
 	require.NoError(n.t, err, n.output())
-	n.exec(sb.ID, `head -c 16 /dev/urandom | md5sum > /dev/shm/nonce
+	g := &guest{n: n, id: sb.ID}
+	g.furnish()
+	return g
+}
+
+// furnish gives a guest what it has to lose.
+func (g *guest) furnish() {
+	g.n.t.Helper()
+	g.n.exec(g.id, `head -c 16 /dev/urandom | md5sum > /dev/shm/nonce
 head -c 16 /dev/urandom | md5sum > /home/user/nonce && sync
 cd /dev/shm
 echo 'i=0; while :; do i=$((i+1)); echo $i > count.new; mv count.new count; usleep 20000; done' > counter
 setsid sh counter < /dev/null > /dev/null 2>&1 &
 while ! [ -s count ]; do usleep 10000; done`)
-	memory, disk := n.exec(sb.ID, "cat /dev/shm/nonce"), n.exec(sb.ID, "cat /home/user/nonce")
-	return &guest{n: n, id: sb.ID, memory: memory, disk: disk}
+	g.memory, g.disk = g.n.exec(g.id, "cat /dev/shm/nonce"), g.n.exec(g.id, "cat /home/user/nonce")
 }
 
 // count reads the counter.

@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	os.Exit(inside(m))
 }
 
-// outside builds the programs and runs the tests in a mount namespace of their own.
+// outside builds the programs and runs the tests in a mount and a network namespace of their own.
 func outside() int {
 	dir, err := os.MkdirTemp("/tmp", "sfe2e-")
 	if err != nil {
@@ -47,7 +47,7 @@ func outside() int {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), envInside+"="+dir)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &unix.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	cmd.SysProcAttr = &unix.SysProcAttr{Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
 	err = cmd.Run()
 	endLeftovers(dir)
 	var exit *exec.ExitError
@@ -122,6 +122,9 @@ func inside(m *testing.M) int {
 	}
 	if err := unix.Mount("tmpfs", netpolicy.Dir, "tmpfs", 0, ""); err != nil {
 		return complain(err)
+	}
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		return complain(fmt.Errorf("loopback: %w: %s", err, out))
 	}
 	if err := mountLoop("xfs", filepath.Join(workDir, "image"), dataDir, 16<<30); err != nil {
 		return complain(err)

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"stillframe/httpd/client"
+	"stillframe/netpolicy"
 )
 
 // patience bounds waits for things that happen; a test that is right never comes near it.
@@ -31,6 +32,9 @@ type node struct {
 	log   string // the daemon's output, of all its lives
 	addr  string
 	args  []string
+	// netns is the network namespace that the daemon runs in, and cluster its identity folder: both are empty for a
+	// development node of its own.
+	netns, cluster string
 
 	cmd    *exec.Cmd
 	exited chan struct{} // of the process now running
@@ -96,6 +100,12 @@ func (n *node) admin() *client.Client {
 func (n *node) start() {
 	n.t.Helper()
 	n.launch()
+	n.awaitReady()
+}
+
+// awaitReady waits until a daemon that was launched serves.
+func (n *node) awaitReady() {
+	n.t.Helper()
 	deadline := time.Now().Add(patience)
 	for !n.ready() {
 		select {
@@ -113,9 +123,15 @@ func (n *node) launch() {
 	out, err := os.OpenFile(n.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	require.NoError(n.t, err)
 	defer func() { require.NoError(n.t, out.Close()) }()
-	args := []string{"dev", "--data", n.dir, "--listen", n.addr, "--images", images, "--log-level", "debug",
-		"--overcommit-disk", "1000"}
-	cmd := exec.Command(program, append(args, n.args...)...)
+	args := []string{program, "dev"}
+	if n.cluster != "" {
+		netns := "--net=" + filepath.Join(netpolicy.Dir, n.netns)
+		args = []string{"nsenter", netns, program, "server", "--cluster", n.cluster}
+	}
+	args = append(args, "--data", n.dir, "--listen", n.addr, "--images", images, "--log-level", "debug",
+		"--overcommit-disk", "1000")
+	args = append(args, n.args...)
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(os.Environ(), "STILLFRAME_FAULT=@"+n.order, "GORACE=halt_on_error=0")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -130,7 +146,7 @@ func (n *node) launch() {
 
 // ready tells whether the API serves and, at the first start, the key is there.
 func (n *node) ready() bool {
-	if _, err := os.Stat(filepath.Join(n.dir, "dev.env")); err != nil {
+	if _, err := os.Stat(filepath.Join(n.dir, "dev.env")); err != nil && n.cluster == "" {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)

@@ -1,0 +1,219 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-msgpack/v2/codec"
+
+	"stillframe/fsm"
+)
+
+// Paths of the calls between nodes that this package answers. Those of others are added with Handle.
+const (
+	pathApply    = "/cluster/apply"
+	pathPosition = "/cluster/position"
+	pathStatus   = "/cluster/status"
+)
+
+// maxAnswer bounds the answer to a call of this package. A result holds a few things of the state, each made from
+// commands of bounded size.
+const maxAnswer = 4 << 20
+
+// wire is the encoding of answers. Unlike the log's it passes over fields that it does not know, so that nodes of two
+// versions can talk.
+var wire = func() *codec.MsgpackHandle {
+	h := &codec.MsgpackHandle{WriteExt: true}
+	h.MaxInitLen = 1024
+	return h
+}()
+
+// applyAnswer is what the leader says of a forwarded proposal. Refused has the state machine's word, with its result;
+// Failed is everything else that went wrong.
+type applyAnswer struct {
+	Index   uint64      `codec:"i,omitempty"`
+	Result  *fsm.Result `codec:"r,omitempty"`
+	Failed  *fsm.Error  `codec:"f,omitempty"`
+	Refused bool        `codec:"x,omitempty"`
+}
+
+// positionAnswer is the leader's answer to a read.
+type positionAnswer struct {
+	Position uint64     `codec:"p,omitempty"`
+	Failed   *fsm.Error `codec:"f,omitempty"`
+}
+
+func (n *Node) serveCalls() {
+	n.port.routes.HandleFunc("POST "+pathApply, n.serveApply)
+	n.port.routes.HandleFunc("POST "+pathPosition, n.servePosition)
+	n.port.routes.HandleFunc("GET "+pathStatus, n.serveStatus)
+}
+
+// Handle serves calls of other nodes under a pattern of net/http. Every caller is a member of the cluster. The handler
+// must end when its request's context does: Shutdown waits for nobody.
+func (n *Node) Handle(pattern string, handler http.Handler) { n.port.routes.Handle(pattern, handler) }
+
+// DialCall opens a connection to a node for one HTTP exchange with what Handle serves there. The caller closes it.
+func (n *Node) DialCall(ctx context.Context, node fsm.NodeID) (net.Conn, error) {
+	return n.port.dial(ctx, node, protoRPC)
+}
+
+// LastContact is when this node last received anything from another; the zero time: not since it started.
+func (n *Node) LastContact(node fsm.NodeID) time.Time { return n.port.lastContact(node) }
+
+// elsewhere is the leader when that is another node and known, else empty.
+func (n *Node) elsewhere() fsm.NodeID {
+	if leader := n.Leader().ID; leader != n.id {
+		return leader
+	}
+	return ""
+}
+
+// applyAt sends a proposal to the leader, once.
+func (n *Node) applyAt(ctx context.Context, leader fsm.NodeID, data []byte) (fsm.Result, error) {
+	var a applyAnswer
+	sent, err := n.call(ctx, leader, http.MethodPost, pathApply, data, &a)
+	switch {
+	case err != nil && sent:
+		return fsm.Result{}, fsm.Wrap(fsm.KindUnknown, err, "the outcome is not known: the leader did not answer")
+	case err != nil:
+		return fsm.Result{}, fsm.Wrap(fsm.KindUnavailable, err, "the leader, %s, cannot be reached", n.label(leader))
+	case a.Failed != nil:
+		return fsm.Result{}, a.Failed
+	case a.Result == nil:
+		return fsm.Result{}, fsm.Errorf(fsm.KindUnknown, "the outcome is not known: the leader's answer is empty")
+	}
+	if _, err := n.waitView(ctx, func(v *view) bool { return v.touched >= a.Index }); err != nil {
+		return fsm.Result{}, fsm.Wrap(fsm.KindUnknown, err, "done by the leader, but not here yet")
+	}
+	if a.Refused {
+		return *a.Result, a.Result.Err
+	}
+	return *a.Result, nil
+}
+
+func (n *Node) serveApply(w http.ResponseWriter, r *http.Request) {
+	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, fsm.MaxCommandBytes))
+	if err == nil {
+		_, err = fsm.Decode(data) // a proposal of a newer program must not get into this one's log
+	}
+	if err != nil {
+		answer(w, applyAnswer{Failed: fsm.Wrap(fsm.KindUnavailable, err, "the leader does not know this command")})
+		return
+	}
+	o := n.applyHere(r.Context(), data)
+	switch {
+	case o.index != 0:
+		answer(w, applyAnswer{Index: o.index, Result: &o.result, Refused: o.err != nil})
+	default:
+		answer(w, applyAnswer{Failed: asError(o.err)})
+	}
+}
+
+// asError is an error as it goes over the wire: its kind and message stay, its cause does not.
+func asError(err error) *fsm.Error {
+	var e *fsm.Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return fsm.Errorf(fsm.KindUnknown, "the outcome is not known")
+}
+
+// positionAt asks the leader how far a read that begins now must be.
+func (n *Node) positionAt(ctx context.Context, leader fsm.NodeID) (uint64, error) {
+	var a positionAnswer
+	if _, err := n.call(ctx, leader, http.MethodPost, pathPosition, nil, &a); err != nil {
+		if ctx.Err() != nil {
+			return 0, fsm.Wrap(fsm.KindTimeout, ctx.Err(), "no answer in time from the leader, %s", n.label(leader))
+		}
+		return 0, fsm.Wrap(fsm.KindUnavailable, err, "the leader, %s, does not answer", n.label(leader))
+	}
+	if a.Failed != nil {
+		return 0, a.Failed
+	}
+	return a.Position, nil
+}
+
+func (n *Node) servePosition(w http.ResponseWriter, r *http.Request) {
+	v, err := n.readHere(r.Context())
+	if err != nil {
+		answer(w, positionAnswer{Failed: asError(err)})
+		return
+	}
+	answer(w, positionAnswer{Position: v.touched})
+}
+
+// StatusOf asks a node for its status; of this one it looks itself.
+func (n *Node) StatusOf(ctx context.Context, node fsm.NodeID, digest bool) (Status, error) {
+	if node == n.id {
+		return n.status(digest), nil
+	}
+	path := pathStatus
+	if digest {
+		path += "?digest=true"
+	}
+	var s Status
+	if _, err := n.call(ctx, node, http.MethodGet, path, nil, &s); err != nil {
+		return Status{}, fsm.Wrap(fsm.KindUnavailable, err, "node %s does not answer", n.label(node))
+	}
+	return s, nil
+}
+
+func (n *Node) serveStatus(w http.ResponseWriter, r *http.Request) {
+	answer(w, n.status(r.URL.Query().Get("digest") == "true"))
+}
+
+func answer(w http.ResponseWriter, v any) {
+	var out []byte
+	if err := codec.NewEncoderBytes(&out, wire).Encode(v); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	_, _ = w.Write(out) // a caller that is gone is told nothing
+}
+
+// call does one call to another node, bounded by IOTimeout. sent tells whether the node may have seen it.
+func (n *Node) call(ctx context.Context, node fsm.NodeID, method, path string, body []byte, out any) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.IOTimeout)
+	defer cancel()
+	var connected atomic.Bool // not sent without a connection; with one, nobody knows
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
+	})
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+string(node)+path, bytes.NewReader(body))
+	if err != nil {
+		return false, err
+	}
+	resp, err := n.port.client.Do(req)
+	if err != nil {
+		return connected.Load(), err
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to its end or given up
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return true, err
+	}
+	if resp.StatusCode == http.StatusNotFound {
+		return false, errors.New("the node is starting, or does not know this call")
+	}
+	if resp.StatusCode != http.StatusOK {
+		return true, fmt.Errorf("the node answers %s", resp.Status)
+	}
+	return true, codec.NewDecoderBytes(raw, wire).Decode(out)
+}
+
+// label is what people call a node.
+func (n *Node) label(node fsm.NodeID) string {
+	if m, ok := n.cfg.Identity.Member(node); ok {
+		return m.Name
+	}
+	return string(node)
+}

@@ -1,0 +1,179 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stillframe/fsm"
+)
+
+// followers gives the places of the nodes that do not lead and know who does.
+func (c *several) followers() (leader int, followers []int) {
+	c.t.Helper()
+	leader = c.leader()
+	for i, n := range c.nodes {
+		if i == leader || n == nil {
+			continue
+		}
+		require.Eventually(c.t, func() bool { return n.Leader().ID == c.nodes[leader].ID() }, time.Minute, time.Millisecond)
+		followers = append(followers, i)
+	}
+	return leader, followers
+}
+
+// steady makes elections in the middle of a test unlikely, however slow the machine.
+func steady(cfg *Config) {
+	cfg.HeartbeatTimeout, cfg.ElectionTimeout, cfg.LeaseTimeout = 6*time.Second, 6*time.Second, 6*time.Second
+}
+
+// TestFiveVotersAnyNode writes and reads through every node at once: what one has acknowledged, the next one shows.
+func TestFiveVotersAnyNode(t *testing.T) {
+	c := startSeveral(t, 5, steady)
+	c.followers()
+	var writers sync.WaitGroup
+	for i, n := range c.nodes {
+		writers.Go(func() {
+			for k := range 10 {
+				name := fmt.Sprintf("org-%d-%d", i, k)
+				_, err := n.Apply(deadline(t), putOrg(name))
+				if !assertNoError(t, err) {
+					return
+				}
+				_, own := n.State().OrgByName(name)
+				s, err := c.nodes[(i+1)%5].Linearizable(deadline(t))
+				if !own || !assertNoError(t, err) {
+					t.Errorf("%s does not show where it was written", name)
+					return
+				}
+				if _, ok := s.OrgByName(name); !ok {
+					t.Errorf("%s was done through node %d and is not in a later read of the next", name, i)
+				}
+			}
+		})
+	}
+	writers.Wait()
+	c.agree(c.nodes[c.leader()])
+	require.Len(t, c.nodes[0].State().Orgs(), 50)
+}
+
+func assertNoError(t *testing.T, err error) bool {
+	if err != nil {
+		t.Error(err)
+	}
+	return err == nil
+}
+
+// TestForwardedRefusals has a follower answer what the leader would, to the kind, the field and the result.
+func TestForwardedRefusals(t *testing.T) {
+	c := startTrio(t, steady)
+	l, f := c.followers()
+	leader, follower := c.nodes[l], c.nodes[f[0]]
+	furnish(t, leader)
+	cmd := fsm.CreateSandbox{
+		Now: now(), Intent: NewIntentID(), Org: "org-a", Sandbox: NewSandboxID(), TemplateName: "system/none",
+		VCPU: 1, MemoryMiB: 512, DiskMiB: 1024, TimeoutSec: 300, Request: fsm.Request{Key: "k", BodyHash: [32]byte{1}},
+	}
+	res, err := follower.Apply(deadline(t), cmd)
+	here, errHere := leader.Apply(deadline(t), cmd) // the same refusal, replayed from its record
+	require.Error(t, errHere)
+	require.Equal(t, errHere.Error(), err.Error())
+	require.Equal(t, here.Err, res.Err)
+	require.ErrorIs(t, err, res.Err)
+
+	cmd.TemplateName, cmd.Request = "system/busybox", fsm.Request{}
+	cmd.EnvVars = map[string]string{"A": "\xff\x00 any bytes"}
+	res, err = follower.Apply(deadline(t), cmd)
+	require.NoError(t, err)
+	require.Equal(t, fsm.IntentOpen, res.Intent.State)
+	done, err := follower.Apply(deadline(t), fsm.Complete{
+		Now: now(), Intent: res.Intent.ID, Owner: res.Intent.Owner, Epoch: res.Intent.Epoch,
+	})
+	require.NoError(t, err)
+	require.Equal(t, cmd.EnvVars, done.Intent.ResultSandbox.EnvVars, "a result crosses the wire unchanged")
+	in, err := c.nodes[f[1]].WaitIntent(deadline(t), res.Intent.ID)
+	require.NoError(t, err)
+	require.Equal(t, done.Intent, in)
+}
+
+// TestNoLeader stops the majority: the node that is left says so, soon, for writes and reads.
+func TestNoLeader(t *testing.T) {
+	c := startTrio(t, nil)
+	l, f := c.followers()
+	left := c.nodes[f[0]]
+	apply(t, left, putOrg("before"))
+	c.stop(f[1])
+	c.stop(l)
+	require.Eventually(t, func() bool { return left.Leader().ID == "" }, time.Minute, time.Millisecond)
+	_, err := left.Apply(deadline(t), putOrg("after"))
+	requireKind(t, fsm.KindUnavailable, err)
+	_, err = left.Linearizable(deadline(t))
+	requireKind(t, fsm.KindUnavailable, err)
+}
+
+// TestReadAfterSnapshot has a follower that was sent a snapshot, with nothing written since: it knows how far it is.
+func TestReadAfterSnapshot(t *testing.T) {
+	c := startTrio(t, func(cfg *Config) {
+		cfg.SnapshotInterval, cfg.SnapshotThreshold, cfg.TrailingLogs = 10*time.Millisecond, 8, 2
+	})
+	_, f := c.followers()
+	behind := f[0]
+	c.stop(behind)
+	l := c.leader()
+	last := c.nodes[l].Status().Last
+	for i := range 40 {
+		apply(t, c.nodes[l], putOrg(fmt.Sprint("org", i)))
+	}
+	require.Eventually(t, func() bool {
+		first, err := c.nodes[l].store.FirstIndex()
+		return err == nil && first > last+1
+	}, time.Minute, 5*time.Millisecond)
+	c.start(behind)
+	n := c.nodes[behind]
+	require.Eventually(t, func() bool { return n.Leader().ID != "" }, time.Minute, time.Millisecond)
+	s, err := n.Linearizable(deadline(t))
+	require.NoError(t, err)
+	require.Len(t, s.Orgs(), 40)
+	require.Equal(t, c.nodes[l].Status().Position, n.Status().Position)
+
+	// After a restart from that snapshot, too.
+	c.stop(behind)
+	c.start(behind)
+	require.Eventually(t, func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		s, err := c.nodes[behind].Linearizable(ctx)
+		return err == nil && len(s.Orgs()) == 40
+	}, time.Minute, 10*time.Millisecond)
+}
+
+// TestStatusOf has every node tell every other its status; equal positions have equal digests.
+func TestStatusOf(t *testing.T) {
+	c := startTrio(t, nil)
+	l, f := c.followers()
+	apply(t, c.nodes[f[0]], putOrg("one"))
+	c.agree(c.nodes[l])
+	for _, from := range c.nodes {
+		want, err := from.StatusOf(deadline(t), from.ID(), true)
+		require.NoError(t, err)
+		for _, of := range c.nodes {
+			got, err := from.StatusOf(deadline(t), of.ID(), true)
+			require.NoError(t, err)
+			require.Equal(t, of.ID(), got.ID)
+			require.Equal(t, want.Position, got.Position)
+			require.Equal(t, want.Digest, got.Digest)
+			require.Len(t, got.Digest, 64)
+			if of != from {
+				require.WithinDuration(t, time.Now(), from.LastContact(of.ID()), time.Minute)
+			}
+		}
+	}
+	gone := c.nodes[f[1]].ID()
+	c.stop(f[1])
+	_, err := c.nodes[l].StatusOf(deadline(t), gone, false)
+	requireKind(t, fsm.KindUnavailable, err)
+}
