@@ -13,6 +13,7 @@ type Capture struct {
 	files    *Files
 	req      Request
 	src, dst *os.File
+	watch    *callWatch // tells of calls that change the source; nil where no way needs it
 	size     int64
 	way      way
 	report   Report
@@ -109,6 +110,9 @@ func (c *Capture) close() error {
 			err = errors.Join(err, file.Close())
 		}
 	}
-	c.src, c.dst = nil, nil
+	if c.watch != nil {
+		err = errors.Join(err, c.watch.Close())
+	}
+	c.src, c.dst, c.watch = nil, nil, nil
 	return err
 }

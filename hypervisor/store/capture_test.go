@@ -82,7 +82,8 @@ func captureRounds(t *testing.T, dir string, method Method, n int) {
 		size := int64(1+rng.IntN(16)) << 20
 		o := order{
 			path: filepath.Join(dir, "ram"), seed: rng.Uint64(), hot: rng.IntN(2) == 0,
-			mib: []int{0, 20, 100}[rng.IntN(3)], punch: rng.IntN(2) == 0, calls: first == 0 && !strings.Contains(string(method), "soft-dirty"),
+			mib: []int{0, 20, 100}[rng.IntN(3)], punch: rng.IntN(2) == 0,
+			calls: first == 0 && !strings.Contains(string(method), "soft-dirty"),
 		}
 		name := fmt.Sprintf("seed %d, rounds from %d, %d bytes, writer %v", seed, first, size, o)
 		scatter(t, o.path, o.seed, size, rng.IntN(int(size/pageSize)))

@@ -14,14 +14,14 @@ import (
 // snapshot. Reading the map of extents takes about 1 µs each, copying a page in memory 2 to 3 µs.
 //
 // Why nothing is missed. A block that two files share is never written in place: the filesystem gives the writer
-// another block. So where a range of bytes lies at the same physical place in both files, what the disk holds is the same
-// in both: neither file was written there since they came to share it. In the pause, first the source's dirty pages are
-// listed, those under writeback included, then its map is read. A page that is in the list is copied from memory. A page
-// that is not has the contents that the disk holds, and had them before the map was read, since XFS changes the map
-// before it ends a page's writeback (xfs_end_ioend): its place tells whether it must be shared again. Holes of the source
-// become holes of the copy. Which pages were dirty when, and were shared before or after which write, does not matter. The
-// copy's map may be read before the freeze, because nobody else writes to the copy. Ranges whose place the filesystem
-// does not tell are always shared anew.
+// another block. So where a range of bytes lies at the same physical place in both files, what the disk holds is the
+// same in both: neither file was written there since they came to share it. In the pause, first the source's dirty
+// pages are listed, those under writeback included, then its map is read. A page that is in the list is copied from
+// memory. A page that is not has the contents that the disk holds, and had them before the map was read, since XFS
+// changes the map before it ends a page's writeback (xfs_end_ioend): its place tells whether it must be shared again.
+// Holes of the source become holes of the copy. Which pages were dirty when, and were shared before or after which
+// write, does not matter. The copy's map may be read before the freeze, because nobody else writes to the copy. Ranges
+// whose place the filesystem does not tell are always shared anew.
 type cloneAhead struct {
 	*Capture
 	shared []extent // the copy's map after the last round
@@ -125,8 +125,8 @@ func (a *cloneAhead) freeze(ctx context.Context) (Stats, error) {
 	return stats, err
 }
 
-// share shares with the copy what lies elsewhere in the source, except for the dirty ranges, which the caller copies. With
-// flush it writes the source's dirty pages back first.
+// share shares with the copy what lies elsewhere in the source, except for the dirty ranges, which the caller copies.
+// With flush it writes the source's dirty pages back first.
 func (a *cloneAhead) share(ctx context.Context, flush bool, dirty []run) (Stats, error) {
 	stats := Stats{Rounds: 1}
 	now, err := a.files.extents(a.src, flush)

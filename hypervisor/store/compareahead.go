@@ -2,8 +2,9 @@ package store
 
 import "context"
 
-// compareAhead copies the file while the guest runs; in the pause it reads both files again and copies what differs. The
-// pause still grows with the file, by the time it takes to read it twice from memory, but not by the time to write it.
+// compareAhead copies the file while the guest runs; in the pause it reads both files again and copies what differs.
+// The pause still grows with the file, by the time it takes to read it twice from memory, but not by the time to write
+// it.
 //
 // Why nothing is missed: in the pause every byte that is not in a hole of the source is compared with the copy, and
 // every hole of the source becomes one. What was copied before only saves writing.

@@ -11,8 +11,8 @@ import (
 // cachestatResult is struct cachestat of include/uapi/linux/mman.h; counts of pages.
 type cachestatResult struct{ cached, dirty, writeback, evicted, recentlyEvicted uint64 }
 
-// dirtyIn asks the kernel how much of a part of the file is in memory and not, or not yet quite, on disk. Kernels before
-// 6.5 cannot tell (ErrUnsupported). A length of 0 reaches to the end of the file.
+// dirtyIn asks the kernel how much of a part of the file is in memory and not, or not yet quite, on disk. Kernels
+// before 6.5 cannot tell (ErrUnsupported). A length of 0 reaches to the end of the file.
 func dirtyIn(file *os.File, r run) (int64, error) {
 	const sysCachestat = 451
 	span := struct{ off, length uint64 }{uint64(r.off), uint64(r.length)}
@@ -26,9 +26,9 @@ func dirtyIn(file *os.File, r run) (int64, error) {
 }
 
 // dirtyRuns lists the parts of the file that are in memory and not on disk, page by page, by asking for halves. It is
-// exact for a file that nobody writes to, and never leaves out what was dirty throughout: the kernel marks a file's page
-// as dirty when it is first written, also through a mapping (the filesystem's page_mkwrite), marks it as under writeback
-// before it stops marking it as dirty, and counts both.
+// exact for a file that nobody writes to, and never leaves out what was dirty throughout: the kernel marks a file's
+// page as dirty when it is first written, also through a mapping (the filesystem's page_mkwrite), marks it as under
+// writeback before it stops marking it as dirty, and counts both.
 func dirtyRuns(file *os.File, size int64) ([]run, error) {
 	var runs []run
 	var search func(r run, dirty int64) error

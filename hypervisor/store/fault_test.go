@@ -134,7 +134,7 @@ func TestFullDisk(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			dir := mount(t, kind, 512<<20)
 			f, src, dst := New(), filepath.Join(dir, "ram"), filepath.Join(dir, "copy")
-			scatter(t, src, 8, 64<<20, 16384)
+			scatter(t, src, 8, 64<<20, 40000)
 			before := read(t, src)
 			free, err := f.Free(dir)
 			if err != nil {
@@ -144,21 +144,21 @@ func TestFullDisk(t *testing.T) {
 			if err := f.Allocate(filler, free-16<<20, true); err != nil {
 				t.Fatal(err)
 			}
-			for name, call := range map[string]func() error{
-				"copy": func() error {
+			for _, call := range []func() error{
+				func() error { return f.EnsureSpace(dir, 256<<20) },
+				func() error { return f.Allocate(dst, 128<<20, true) },
+				func() error {
 					_, err := captureWith(t, f, startWriter(t, order{path: src, mib: -1}),
 						Request{Source: src, Dest: dst, Method: MethodCopy})
 					return err
 				},
-				"copy ahead": func() error {
+				func() error {
 					_, err := f.Begin(t.Context(), Request{Source: src, Dest: dst, Method: MethodCopyCompare})
 					return err
 				},
-				"reservation": func() error { return f.Allocate(dst, 128<<20, true) },
-				"check":       func() error { return f.EnsureSpace(dir, 64<<20) },
 			} {
 				if err := call(); kindOfError(err) != fsm.KindUnavailable {
-					t.Errorf("%s: got %v", name, err)
+					t.Errorf("got %v", err)
 				}
 				leftovers(t, dir, "filler", "ram")
 			}

@@ -192,7 +192,10 @@ func TestPublish(t *testing.T) {
 	eachFilesystem(t, func(t *testing.T, _, dir string) {
 		f, tmp, final := New(), filepath.Join(dir, "s.tmp"), filepath.Join(dir, "s")
 		make1 := func() {
-			if err := errors.Join(os.Mkdir(tmp, 0o700), os.WriteFile(filepath.Join(tmp, "ram"), []byte("x"), 0o600)); err != nil {
+			if err := os.Mkdir(tmp, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(tmp, "ram"), []byte("x"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -11,8 +11,8 @@ import (
 // defaultRounds bounds the passes while the guest runs: a guest that writes faster than the disk never gets done.
 const defaultRounds = 6
 
-// flush writes the file's dirty pages back and waits until they are. It does not ask the disk to empty its cache, and it
-// does not wait for metadata: both cost time, and a clone needs neither.
+// flush writes the file's dirty pages back and waits until they are. It does not ask the disk to empty its cache, and
+// it does not wait for metadata: both cost time, and a clone needs neither.
 func (f *Files) flush(file *os.File) error {
 	if err := f.check(OpFlush, file.Name()); err != nil {
 		return wrap(err, OpFlush, file.Name())

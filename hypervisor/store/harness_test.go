@@ -85,7 +85,8 @@ func kindOf(t *testing.T, dir string) string {
 		t.Fatal(err)
 	}
 	kind := map[int64]string{
-		unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.EXT4_SUPER_MAGIC: "ext4", unix.TMPFS_MAGIC: "tmpfs",
+		unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs",
+		unix.EXT4_SUPER_MAGIC: "ext4", unix.TMPFS_MAGIC: "tmpfs",
 	}[st.Type]
 	if kind == "" {
 		t.Fatalf("%s is on a filesystem that these tests do not know: %x", dir, st.Type)

@@ -20,7 +20,13 @@ func (f *Files) Free(dir string) (int64, error) {
 // EnsureSpace refuses, with an error of the kind unavailable that names both figures, when less than bytes are free
 // on the filesystem of the folder dir. It reserves nothing: the caller adds to bytes what the files of running VMs may
 // still claim (Outstanding), and makes this check and the step that uses the space one at a time.
+//
+// btrfs tells space as free that has been given away until it commits, up to half a minute later; there, everything on
+// the filesystem is written to disk first, which can take seconds.
 func (f *Files) EnsureSpace(dir string, bytes int64) error {
+	if err := f.settle(dir); err != nil {
+		return err
+	}
 	free, err := f.Free(dir)
 	if err != nil {
 		return err
@@ -30,6 +36,21 @@ func (f *Files) EnsureSpace(dir string, bytes int64) error {
 			(bytes+1<<20-1)>>20, free>>20)
 	}
 	return nil
+}
+
+// settle makes the filesystem's figure of free space true.
+func (f *Files) settle(dir string) error {
+	folder, err := os.Open(dir)
+	if err != nil {
+		return wrap(err, OpMap, dir)
+	}
+	defer func() { _ = folder.Close() }()
+	var st unix.Statfs_t
+	err = retry(func() error { return unix.Fstatfs(int(folder.Fd()), &st) })
+	if err == nil && st.Type == unix.BTRFS_SUPER_MAGIC {
+		err = unix.Syncfs(int(folder.Fd()))
+	}
+	return wrap(err, OpSync, dir)
 }
 
 // Stored gives the bytes of disk that path occupies. Blocks shared with other files count in each of them.

@@ -49,6 +49,9 @@ func (w *tracked) begin(ctx context.Context) (Stats, error) {
 	if err != nil {
 		return Stats{}, err
 	}
+	if w.watch, err = watchCalls(w.req.Source); err != nil {
+		return Stats{}, wrap(err, OpPagemap, w.req.Source)
+	}
 	total, err := w.base(ctx)
 	for previous, round := w.size, 0; err == nil && round < w.rounds(); round++ {
 		// A page may have been taken up by reclaim and counted just before the marks were read, and be dropped just after
@@ -80,6 +83,9 @@ func (w *tracked) pass(ctx context.Context) (Stats, error) {
 	if err := w.files.check(OpPagemap, w.src.Name()); err != nil {
 		return Stats{}, wrap(err, OpPagemap, w.src.Name())
 	}
+	if _, err := w.watch.seen(); err != nil { // those until now are caught up with
+		return Stats{}, wrap(err, OpPagemap, w.src.Name())
+	}
 	for _, pid := range w.pids {
 		if err := markClean(pid); err != nil {
 			return Stats{}, wrap(err, OpPagemap, w.src.Name())
@@ -98,21 +104,21 @@ func (w *tracked) freeze(ctx context.Context) (Stats, error) {
 		w.report.Method, w.report.Reason = w.without, "soft-dirty bits could not be used: "+err.Error()
 		return w.catch(ctx)
 	}
-	stats, err := w.files.copyRuns(ctx, w.src, w.dst, runs, false)
-	if err != nil {
-		return stats, err
-	}
-	data, err := w.files.dataRuns(w.src, w.size)
-	if err != nil {
-		return stats, err
-	}
-	return stats, w.files.punchHoles(w.dst, holes(data, w.size), w.size)
+	return w.files.copyRuns(ctx, w.src, w.dst, runs, false)
 }
 
+// unmoved says whether the bits can be trusted.
 func (w *tracked) unmoved() error {
 	marks, err := reclaimMarks()
 	if err == nil && marks != w.marks {
 		err = errors.New("the kernel reclaimed memory meanwhile")
+	}
+	if err != nil {
+		return err
+	}
+	called, err := w.watch.seen()
+	if err == nil && called {
+		err = errors.New("the file was also changed by calls")
 	}
 	return err
 }
