@@ -259,7 +259,7 @@ func readManifest(dir string) (fsm.Manifest, error) {
 
 // describeSmall digests a file of device state.
 func describeSmall(dir, name string) (fsm.File, error) {
-	raw, err := os.ReadFile(filepath.Join(dir, name)) //nolint:gosec // in the data folder
+	raw, err := os.ReadFile(filepath.Join(dir, name))
 	if err != nil {
 		return fsm.File{}, err
 	}

@@ -199,7 +199,8 @@ func (p *place) twoSnapshots(ctx context.Context, id fsm.SandboxID, mib int) err
 		first, note = float64(mib)*3/4, "new bytes ÷ the memory in use"
 	}
 	p.add(Result{
-		Name: fmt.Sprintf("second snapshot, %s, %d MiB", p.kind, mib), Value: taken[1], Baseline: first, Unit: "MiB", Note: note,
+		Name: fmt.Sprintf("second snapshot, %s, %d MiB", p.kind, mib), Value: taken[1], Baseline: first, Unit: "MiB",
+		Note: note,
 	})
 	return errors.Join(p.svc.removeSnapshot(ctx, ids[0]), p.svc.removeSnapshot(ctx, ids[1]))
 }

@@ -41,7 +41,8 @@ func (p probe) unload(ctx context.Context) error {
 // stillness calls during while the guest watches the host's clock, and gives the longest time that the guest saw none
 // of it pass, less the usual time between two looks.
 func (p probe) stillness(ctx context.Context, during func() error) (time.Duration, error) {
-	_, err := p.sh(ctx, `stillframe-guest stillness --for 0 --every 200us >/run/still 2>&1 & echo $! >/run/still.pid; sleep 1`)
+	_, err := p.sh(ctx, `stillframe-guest stillness --for 0 --every 200us >/run/still 2>&1 &
+echo $! >/run/still.pid; sleep 1`)
 	if err != nil {
 		return 0, err
 	}

@@ -35,7 +35,10 @@ func mountLoop(ctx context.Context, parent, kind string) (_ *loopFS, err error) 
 		}
 	}()
 	image := filepath.Join(dir, "image")
-	if err := errors.Join(os.Mkdir(fs.mount, 0o700), os.WriteFile(image, nil, 0o600), os.Truncate(image, loopSize)); err != nil {
+	if err := os.Mkdir(fs.mount, 0o700); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, loopSize)); err != nil {
 		return nil, err
 	}
 	mkfs := []string{"mkfs.ext4", "-q", "-F", image}

@@ -136,7 +136,9 @@ func (s *service) guest(ctx context.Context, id fsm.SandboxID) (probe, error) {
 }
 
 // call makes one HTTP call of the API and times it.
-func (s *service) call(ctx context.Context, method, path string, body any, want int) (map[string]any, time.Duration, error) {
+func (s *service) call(
+	ctx context.Context, method, path string, body any, want int,
+) (map[string]any, time.Duration, error) {
 	raw, err := json.Marshal(body)
 	if err != nil {
 		return nil, 0, err

@@ -7,8 +7,8 @@ import (
 	"path/filepath"
 )
 
-// kvmClockRealtime is the flag KVM_CLOCK_REALTIME of struct kvm_clock_data (linux/kvm.h), and kvmClockFlags the offset of
-// the low byte of the structure's flags.
+// kvmClockRealtime is the flag KVM_CLOCK_REALTIME of struct kvm_clock_data (linux/kvm.h), and kvmClockFlags the offset
+// of the low byte of the structure's flags.
 const (
 	kvmClockRealtime = 1 << 2
 	kvmClockFlags    = 8
@@ -16,9 +16,9 @@ const (
 
 // KeepClockStill edits a snapshot's device state so that a restored guest's monotonic clock goes on from the snapshot's
 // instant. As Cloud Hypervisor v53 writes it, KVM moves that clock by the age of the snapshot when the VM is resumed:
-// every timer that lay in between fires, and a busy guest's kernel reports stalls. The wall clock is set by the agent in
-// any case. A state that does not say its clock this way (another VMM, another version) is left alone; the result tells
-// whether anything was changed.
+// every timer that lay in between fires, and a busy guest's kernel reports stalls. The wall clock is set by the agent
+// in any case. A state that does not say its clock this way (another VMM, another version) is left alone; the result
+// tells whether anything was changed.
 func KeepClockStill(dir string) (bool, error) {
 	path := filepath.Join(dir, StateFile)
 	raw, err := readObject(path)

@@ -21,7 +21,7 @@ func TestKeepClockStillClearsOneFlagAndNothingElse(t *testing.T) {
 	changed, err := KeepClockStill(dir)
 	require.NoError(t, err)
 	require.True(t, changed)
-	raw, err := os.ReadFile(path) //nolint:gosec // the test's own file
+	raw, err := os.ReadFile(path)
 	require.NoError(t, err)
 	var doc struct {
 		Snapshots json.RawMessage `json:"snapshots"`
@@ -52,7 +52,7 @@ func TestKeepClockStillLeavesOtherStatesAlone(t *testing.T) {
 		changed, err := KeepClockStill(dir)
 		require.NoError(t, err)
 		require.False(t, changed)
-		raw, err := os.ReadFile(path) //nolint:gosec // the test's own file
+		raw, err := os.ReadFile(path)
 		require.NoError(t, err)
 		require.Equal(t, state, string(raw))
 	}

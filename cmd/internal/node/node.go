@@ -131,7 +131,7 @@ func (n *Node) claimFolder() error {
 		return err
 	}
 	n.lock = f
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("data folder %s is in use by another stillframe process: %w", n.cfg.DataDir, err)
 	}
 	n.identity, err = n.findIdentity()
