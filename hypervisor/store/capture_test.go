@@ -141,7 +141,7 @@ func TestChosenMethod(t *testing.T) {
 	eachFilesystem(t, func(t *testing.T, kind, dir string) {
 		few, many := filepath.Join(dir, "few"), filepath.Join(dir, "many")
 		scatter(t, few, 3, 1<<20, 100)
-		scatter(t, many, 3, 64<<20, 3000)
+		scatter(t, many, 3, 200<<20, 30_000)
 		startWriter(t, order{path: few, seed: 4, mib: 20})
 		startWriter(t, order{path: many, seed: 4, mib: 20})
 		for _, mapped := range []bool{true, false} {
@@ -167,7 +167,7 @@ func chosen(t *testing.T, kind string, src *os.File, mapped, many bool) Method {
 	soft, _ := SoftDirtyAvailable()
 	_, err := dirtyIn(src, run{})
 	switch {
-	case kind == "xfs" && soft && mapped:
+	case kind == "xfs" && soft && mapped && many:
 		return MethodReflinkSoftDirty
 	case kind == "xfs" && err == nil && many:
 		return MethodReflinkAhead

@@ -22,7 +22,16 @@ func (c *Capture) choose() error {
 	if c.req.Method != "" {
 		return c.chooseAsked(reflink, pids, against)
 	}
-	switch exact := reflink && c.exactMaps(); {
+	exact := reflink && c.exactMaps()
+	few := false
+	if exact {
+		if few, err = c.fewExtents(); err != nil {
+			return err
+		}
+	}
+	switch {
+	case few:
+		c.take(MethodReflinkFlush, "the filesystem shares blocks, and the file has few extents", nil)
 	case exact && against == "":
 		c.take(MethodReflinkSoftDirty, "the filesystem shares blocks, the kernel tells what was written", pids)
 	case exact && c.countsDirty():
@@ -78,6 +87,12 @@ func (c *Capture) take(method Method, reason string, pids []int) {
 	default:
 		c.way = &copied{c}
 	}
+}
+
+// fewExtents says whether sharing the whole source in the pause is quick.
+func (c *Capture) fewExtents() (bool, error) {
+	now, err := c.files.extents(c.src, false)
+	return len(now) <= wholeExtents, err
 }
 
 // countsDirty says whether the kernel can tell the source's dirty pages.

@@ -25,7 +25,6 @@ import (
 type cloneAhead struct {
 	*Capture
 	shared []extent // the copy's map after the last round
-	whole  bool     // the source has so few extents that one FICLONE in the pause is quickest
 }
 
 const (
@@ -33,9 +32,10 @@ const (
 	// shared: 128 extents take about 5 ms.
 	pieceBytes   = 64 << 20
 	pieceExtents = 128
-	// wholeExtents is the number of extents up to which the whole file is shared in the pause, in 10 to 20 ms. Sharing
-	// ahead has a price too: every page that the guest writes again needs a new place again.
-	wholeExtents = 500
+	// wholeExtents is the number of extents up to which the whole file is shared in the pause, at 5 µs each on an idle
+	// machine. Sharing ahead has a price too: every page that the guest writes again needs a new place again, and a
+	// guest that does so faster than the disk takes it is never caught up with.
+	wholeExtents = 10_000
 	// copyAtMost is the amount of dirty memory above which writing it back is quicker than copying it: the kernel slows
 	// down who makes many pages dirty, and memory that the kernel keeps in large units is dirty in large units, of which
 	// it writes back only what was written.
@@ -44,23 +44,6 @@ const (
 
 func (a *cloneAhead) begin(ctx context.Context) (Stats, error) {
 	total, err := a.base(ctx)
-	if err != nil {
-		return total, err
-	}
-	if a.req.Method == "" {
-		now, err := a.files.extents(a.src, false)
-		if err != nil || len(now) <= wholeExtents {
-			a.whole = true
-			a.report.Method, a.report.Reason = MethodReflinkFlush, "the filesystem shares blocks; the file has few extents"
-			return total, err
-		}
-	}
-	return a.ahead(ctx, total)
-}
-
-// ahead shares in rounds while the guest runs.
-func (a *cloneAhead) ahead(ctx context.Context, total Stats) (Stats, error) {
-	var err error
 	for previous, round := a.size, 0; err == nil && round < a.rounds(); round++ {
 		var stats Stats
 		if stats, err = a.round(ctx); err != nil {
@@ -100,9 +83,6 @@ func (a *cloneAhead) round(ctx context.Context) (Stats, error) {
 }
 
 func (a *cloneAhead) freeze(ctx context.Context) (Stats, error) {
-	if a.whole {
-		return (&reflinked{Capture: a.Capture}).freeze(ctx)
-	}
 	dirty, err := dirtyRuns(a.src, a.size)
 	if errors.Is(err, ErrUnsupported) {
 		a.report.Reason = "the kernel does not tell which pages are dirty: they are written back in the pause"

@@ -7,13 +7,13 @@
 // Capture.Freeze works while the guest stands still and must be short whatever the size of the file; Capture.Finish
 // works after the guest runs again. Which way is taken is found out by trying, and reported with its reason:
 //
-//	filesystem            kernel             method                     the pause grows with
-//	XFS with reflink      soft-dirty bits    reflink+soft-dirty-ahead   pages written since the last pass
-//	XFS with reflink      6.5 or newer       reflink+clone-ahead        extents of the file, dirty pages
-//	the same, few extents 6.5 or newer       reflink+flush-ahead        dirty pages
-//	others with reflink   any                reflink+flush-ahead        extents of the file, dirty pages
-//	without reflink       soft-dirty bits    copy+soft-dirty-ahead      pages written since the last pass
-//	without reflink       any                copy+compare-ahead         the file, by the time to read it twice
+//	filesystem             kernel            method                     the pause grows with
+//	XFS, to 10,000 extents any               reflink+flush-ahead        extents of the file, dirty pages
+//	XFS, more              soft-dirty bits   reflink+soft-dirty-ahead   pages written since the last pass
+//	XFS, more              6.5 or newer      reflink+clone-ahead        extents (a fifth of the above), dirty pages
+//	others with reflink    any               reflink+flush-ahead        extents of the file, dirty pages
+//	without reflink        soft-dirty bits   copy+soft-dirty-ahead      pages written since the last pass
+//	without reflink        any               copy+compare-ahead         the file, by the time to read it twice
 //
 // Soft-dirty bits serve memory only; a disk takes the next way down. Why each way misses no write stands at its type:
 // cloneAhead, tracked, compareAhead, reflinked.
