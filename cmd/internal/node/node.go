@@ -96,9 +96,14 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := n.claimFolder(); err != nil {
 		return nil, err
 	}
+	// Before anything is written: what a start writes must find room on a full disk.
 	if err := n.giveUpSpare(); err != nil {
 		return nil, err
 	}
+	if n.identity, err = n.findIdentity(); err != nil {
+		return nil, err
+	}
+	n.id = n.identity.ID()
 	images, err := n.loadImages()
 	if err != nil {
 		return nil, err
@@ -134,11 +139,7 @@ func (n *Node) claimFolder() error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("data folder %s is in use by another stillframe process: %w", n.cfg.DataDir, err)
 	}
-	n.identity, err = n.findIdentity()
-	if err == nil {
-		n.id = n.identity.ID()
-	}
-	return err
+	return nil
 }
 
 func (n *Node) loadImages() (*hypervisor.Images, error) {

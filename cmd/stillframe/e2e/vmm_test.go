@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -197,6 +198,7 @@ func hangsDuringSnapshot(t *testing.T, source *guest, at string) {
 	proc := n.vmmOf(source.id)
 	g := n.holdAt(at, func() error { _, err := source.snapshot("hung", ""); return err })
 	n.signalVMM(source.id, unix.SIGSTOP)
+	requireStandsStill(t, proc.Record().PID)
 	defer func() {
 		if proc.Alive() {
 			n.signalVMM(source.id, unix.SIGCONT)
@@ -230,4 +232,24 @@ func (n *node) requireSettled(id string) {
 		require.True(n.t, time.Now().Before(deadline), "the VM is left paused\n%s", n.output())
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// requireStandsStill waits until every thread of a stopped process stands still: the signal is only on its way when
+// sending it returns, and a thread that still ran would answer the next request.
+func requireStandsStill(t *testing.T, pid int) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		if err != nil || len(stats) == 0 {
+			return false
+		}
+		for _, file := range stats {
+			raw, err := os.ReadFile(file)
+			_, after, found := strings.Cut(string(raw), ") ")
+			if err != nil || !found || !strings.HasPrefix(after, "T") {
+				return false
+			}
+		}
+		return true
+	}, 10*time.Second, time.Millisecond)
 }
