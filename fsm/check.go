@@ -125,6 +125,7 @@ func checkSnapshots(s *State) error {
 func checkIntents(s *State) error {
 	for _, in := range all(s.intents) {
 		if (in.State == IntentFailed) != (in.Error != nil) || (in.State == IntentOpen) != (in.ClosedAt == 0) {
+			//nolint:errorlint // a value that is described, not a cause
 			return fmt.Errorf("intent %s is %s with error %v, closed at %d", in.ID, in.State, in.Error, in.ClosedAt)
 		}
 		if in.State != IntentOpen {

@@ -110,8 +110,8 @@ func devCommand(env cli.Env) *cobra.Command {
 		Use:   "dev --data DIR",
 		Short: "Run one node for trying things, with a key of its own",
 		Long: `Run one node with an organization "dev" and an API key, for development and trials. Once the API answers, the
-file DIR/dev.env holds LEAP0_API_KEY and LEAP0_BASE_URL, and a first command to copy is printed. Sandboxes, snapshots and
-the key are still there at the next start with the same folder.`,
+file DIR/dev.env holds LEAP0_API_KEY and LEAP0_BASE_URL, and a first command to copy is printed. Sandboxes, snapshots
+and the key are still there at the next start with the same folder.`,
 		Example: "  stillframe dev --data ./dev-data --listen 127.0.0.1:7070",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -1,6 +1,6 @@
 // Package node assembles the rooms into one running node: the replicated log, the owner of this host's virtual machines
-// and the API in front of them. It is the only place that knows all of them; the rooms do not know each other beyond what
-// their package comments say. It may import every room and is imported by commands only.
+// and the API in front of them. It is the only place that knows all of them; the rooms do not know each other beyond
+// what their package comments say. It may import every room and is imported by commands only.
 //
 // # Invariants
 //
