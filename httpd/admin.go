@@ -14,13 +14,13 @@ import (
 
 // adminRoutes is the administration API. Whoever may connect to its socket may use it: the socket's mode is the lock.
 func (s *Server) adminRoutes() []route {
-	return []route{
+	return append(s.operationRoutes(), []route{
 		{method: post, path: "/admin/v1/orgs", open: true, do: s.createOrg},
 		{method: get, path: "/admin/v1/orgs", open: true, do: s.listOrgs},
 		{method: post, path: "/admin/v1/keys", open: true, do: s.createKey},
 		{method: get, path: "/admin/v1/keys", open: true, do: s.listKeys},
 		{method: del, path: "/admin/v1/keys/{key_id}", open: true, do: s.revokeKey},
-	}
+	}...)
 }
 
 // orgView is an organization on the wire of the administration API.

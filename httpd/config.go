@@ -22,6 +22,8 @@ type Config struct {
 	NodeStatus func() NodeStatus
 	// ClusterStatus answers GET /v1/cluster, with digests of the nodes' states where asked for. nil: 501.
 	ClusterStatus func(ctx context.Context, digest bool) ClusterStatus
+	// Operations carries out what operators ask for through the administration socket. nil: it does not offer that.
+	Operations Operations
 	// Registry takes the metrics of this package and is what /metrics shows. nil: a new one.
 	Registry *prometheus.Registry
 	Logger   *slog.Logger // nil: slog.Default
