@@ -84,7 +84,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.EnqueueTimeout, 5*time.Second)
 	setDefault(&c.TickInterval, time.Second)
 	setDefault(&c.NodeLease, 30*time.Second)
-	setDefault(&c.StallTimeout, 10*time.Second)
+	setDefault(&c.StallTimeout, 15*time.Second)
 	setDefault(&c.PromoteAfter, 5*time.Second)
 	setDefault(&c.TransferTimeout, 5*time.Second)
 	setDefault(&c.DrainTimeout, 3*time.Second)

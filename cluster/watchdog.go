@@ -28,9 +28,9 @@ func probeDisk(dir string) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// watchDisk gives up the leadership when the disk has hung for StallTimeout, and the node after twice that, however it
-// fares until then: a follower that cannot write is no follower. An error of the disk is not its business; the library
-// stumbles over that by itself.
+// watchDisk gives up the leadership when the disk has hung for StallTimeout, and the node after twice that, whether it led
+// or not: a follower that cannot write is no follower. A sole voter has nobody to make room for and goes on waiting. An
+// error of the disk is not its business; the library stumbles over that by itself.
 func (n *Node) watchDisk(ctx context.Context) {
 	ticker := time.NewTicker(max(n.cfg.StallTimeout/stallProbes, time.Millisecond))
 	defer ticker.Stop()
@@ -68,6 +68,14 @@ func (n *Node) awaitSync(ctx context.Context, synced <-chan error) bool {
 	}
 	n.log.Error("the disk under the log hangs", "folder", n.cfg.Dir, "for", n.cfg.StallTimeout)
 	leading := n.raft.State() == raft.Leader
+	if n.otherVoters() == 0 {
+		select {
+		case <-synced:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
 	if leading {
 		n.keep.Go(func() { // the library may not answer: its loop may hang with the disk
 			if _, err := n.transferHere(ctx, orderRequest{}); err != nil {

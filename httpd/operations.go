@@ -25,7 +25,6 @@ func (s *Server) operationRoutes() []route {
 		return nil
 	}
 	return []route{
-		{method: get, path: "/admin/v1/cluster", open: true, do: s.clusterStatus},
 		{method: post, path: "/admin/v1/cluster/transfer", open: true, do: s.transfer},
 		{method: post, path: "/admin/v1/cluster/remove", open: true, do: s.removeNode},
 		{method: post, path: "/admin/v1/cluster/drain", open: true, do: s.drain},
