@@ -45,7 +45,7 @@ func (n *Node) serveOrders() {
 			answer(w, a)
 		})
 	}
-	serve(pathTransfer, n.transferHere)
+	serve(pathTransfer, n.transferAndWait)
 	serve(pathRemove, n.removeHere)
 }
 
@@ -74,10 +74,39 @@ func (n *Node) order(
 	return a.Node, nil
 }
 
-// Transfer hands the leadership to a node, or to the fittest one where to is empty, and gives the new leader. Only a
-// voter that answers and is not far behind is handed to: during the attempt nobody can write.
+// Transfer hands the leadership to a node, or to the fittest one where to is empty, and gives the new leader, once that
+// takes calls. Only a voter that answers and is not far behind is handed to: during the attempt nobody can write.
 func (n *Node) Transfer(ctx context.Context, to fsm.NodeID) (fsm.NodeID, error) {
-	return n.order(ctx, pathTransfer, orderRequest{Node: to}, n.transferHere)
+	leader, err := n.order(ctx, pathTransfer, orderRequest{Node: to}, n.transferAndWait)
+	if err != nil {
+		return "", err
+	}
+	n.awaitLeader(ctx) // here too
+	return leader, nil
+}
+
+func (n *Node) transferAndWait(ctx context.Context, req orderRequest) (fsm.NodeID, error) {
+	leader, err := n.transferHere(ctx, req)
+	if err == nil {
+		n.awaitLeader(ctx)
+	}
+	return leader, err
+}
+
+// awaitLeader waits until a leader takes calls from here, for half of IOTimeout: whoever waits for the answer waits no
+// longer than the whole. That there is none then is for the next call to find out.
+func (n *Node) awaitLeader(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.IOTimeout/2)
+	defer cancel()
+	for ctx.Err() == nil {
+		if _, err := n.Linearizable(ctx); err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(joinPause / 5):
+		}
+	}
 }
 
 func (n *Node) transferHere(ctx context.Context, req orderRequest) (fsm.NodeID, error) {

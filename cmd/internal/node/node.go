@@ -171,8 +171,8 @@ func (n *Node) openLog(ctx context.Context) (err error) {
 		Voters: n.identity.Voters(), NodeLease: n.cfg.NodeLease, Version: n.cfg.Version,
 		Advertise: n.cfg.Advertise, DeadServerCleanup: n.cfg.DeadServerCleanup,
 	}
-	if len(cfg.Voters) == 1 {
-		// A single voter waits for nobody: long timeouts would only make its start slow.
+	if n.cfg.Cluster == "" {
+		// A cluster of its own, which none can join: long timeouts would only make its start slow.
 		cfg.HeartbeatTimeout, cfg.ElectionTimeout, cfg.LeaseTimeout = soloTimeout, soloTimeout, soloTimeout
 	}
 	if n.log, err = cluster.Open(cfg); err != nil {

@@ -79,8 +79,8 @@ func TestMembersComeAndGo(t *testing.T) {
 	// d moves. Its VM stays, and everybody finds it again.
 	d.stop()
 	d.addr = "10.112.0.34:7070"
-	run(t, "ip", "-n", d.netns, "addr", "add", "10.112.0.34/24", "dev", "eth0")
 	run(t, "ip", "-n", d.netns, "addr", "del", memberAddr(3)+"/24", "dev", "eth0")
+	run(t, "ip", "-n", d.netns, "addr", "add", "10.112.0.34/24", "dev", "eth0")
 	d.args = append(d.args, "--raft", "10.112.0.34:7071", "--advertise", "10.112.0.34:7071")
 	d.api = d.client(d.key)
 	d.start()
