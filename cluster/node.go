@@ -41,8 +41,13 @@ type Node struct {
 	failed   chan struct{} // closed when the machine met an entry that it does not know
 	failure  error         // set before failed is closed
 	watching chan struct{} // closed when watch has ended
-	stopRaft func() error  // runs once: stops the library and waits for it
-	closeAll func() error  // runs once: stops everything
+
+	fresh      freshness
+	freshening chan struct{}      // closed when keepFresh has ended
+	stopFresh  context.CancelFunc // ends keepFresh
+
+	stopRaft func() error // runs once: stops the library and waits for it
+	closeAll func() error // runs once: stops everything
 }
 
 // Open starts a node on the log in cfg.Dir, after bootstrapping it where it is empty and cfg.Voters are given. It
@@ -63,7 +68,7 @@ func open(cfg Config) (_ *Node, err error) {
 	n := &Node{
 		cfg: cfg, id: cfg.Identity.ID(), log: cfg.Logger.With("node", string(cfg.Identity.ID())),
 		closing: make(chan struct{}), stopped: make(chan struct{}),
-		failed: make(chan struct{}), watching: make(chan struct{}),
+		failed: make(chan struct{}), watching: make(chan struct{}), freshening: make(chan struct{}),
 	}
 	n.machine = newMachine(n.fail)
 	n.stopRaft = sync.OnceValue(func() error {
@@ -110,6 +115,9 @@ func open(cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	go n.watch(notify)
+	ctx, cancel := context.WithCancel(context.Background())
+	n.stopFresh = cancel
+	go n.keepFresh(ctx)
 	n.serveCalls()
 	n.campaignAlone()
 	return n, nil
@@ -220,6 +228,8 @@ func (n *Node) Shutdown(ctx context.Context) error {
 func (n *Node) close() error {
 	n.handOver()
 	n.shutGate()
+	n.stopFresh()
+	<-n.freshening
 	<-n.watching
 	n.drain()
 	if err := errors.Join(n.stopRaft(), n.port.close(), n.store.Close()); err != nil {

@@ -25,6 +25,7 @@ type route struct {
 	method string
 	path   string // as in OpenAPI: /v1/sandbox/{sandbox_id}
 	open   bool   // needs no API key
+	read   bool   // only reads the state: may be asked to be stale
 	raw    bool   // the body is no JSON: it may be as long as Limits.Body
 	do     func(*call) (reply, error)
 }
@@ -40,6 +41,7 @@ type call struct {
 	id       string // request id
 	org      fsm.Org
 	key      fsm.KeyID
+	stale    bool // the client wants what this node has, however old
 	replayed bool // the answer is that of an earlier request with the same Idempotency-Key
 }
 
@@ -99,6 +101,9 @@ func (s *Server) run(c *call, r route) (rep reply, err error) {
 		if err := s.authenticate(c); err != nil {
 			return reply{}, err
 		}
+	}
+	if err := c.consistency(r); err != nil {
+		return reply{}, err
 	}
 	if enc := c.fc.Get(fiber.HeaderContentEncoding); enc != "" && !strings.EqualFold(enc, "identity") {
 		return reply{}, failf(fsm.KindInvalid, "a body with a Content-Encoding is not accepted")

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -146,6 +147,7 @@ func TestLeaderCutOff(t *testing.T) {
 	old := c.leader(c.nodes...)
 	others := c.others(old)
 	heal := c.cutOff(old)
+	cut := time.Now()
 	// Unknown at first, for its followers may have the entry; unavailable once it has noticed. Never done, never a hang.
 	_, err := old.admin().CreateOrg(soon(t), "cut-off")
 	requireUnavailable(t, err)
@@ -153,6 +155,7 @@ func TestLeaderCutOff(t *testing.T) {
 	require.Contains(t, others, c.leader(others...))
 	_, err = old.api.Sandboxes(soon(t), client.ListOptions{})
 	requireUnavailable(t, err)
+	requireStale(t, old, time.Since(cut))
 	status, err := others[0].api.Cluster(soon(t), false)
 	require.NoError(t, err)
 	for _, m := range status.Nodes {
@@ -161,4 +164,16 @@ func TestLeaderCutOff(t *testing.T) {
 	heal()
 	old.requireWrites()
 	c.agree()
+}
+
+// requireStale reads from a node that is cut off: what it has, and no younger than it can be.
+func requireStale(t *testing.T, n *node, atLeast time.Duration) {
+	t.Helper()
+	var age client.Staleness
+	_, err := n.api.Sandboxes(client.WithStale(soon(t), &age), client.ListOptions{})
+	require.NoError(t, err)
+	require.True(t, age.Told && age.Known)
+	require.Positive(t, age.Position)
+	// The last word of the others may have been on its way when the rules came.
+	require.GreaterOrEqual(t, age.Age, atLeast-time.Second)
 }
