@@ -108,6 +108,9 @@ func open(cfg Config) (_ *Node, err error) {
 	}
 	notify := make(chan bool, 16)
 	rc := cfg.raft(notify)
+	if err = n.seed(logs, snaps); err != nil {
+		return nil, err
+	}
 	if err = n.bootstrap(rc, logs, snaps); err != nil {
 		return nil, err
 	}
@@ -157,12 +160,8 @@ func reserveLog(path string) error {
 	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
 }
 
-// bootstrap writes the first membership into an empty log.
-func (n *Node) bootstrap(rc *raft.Config, logs raft.LogStore, snaps raft.SnapshotStore) error {
-	has, err := raft.HasExistingState(logs, n.store, snaps)
-	if err != nil || has || len(n.cfg.Voters) == 0 {
-		return err
-	}
+// members is the first membership of a new cluster.
+func (n *Node) members() raft.Configuration {
 	var members raft.Configuration
 	for _, v := range n.cfg.Voters {
 		addr := raft.ServerAddress(v.Addr)
@@ -171,8 +170,17 @@ func (n *Node) bootstrap(rc *raft.Config, logs raft.LogStore, snaps raft.Snapsho
 		}
 		members.Servers = append(members.Servers, raft.Server{ID: raft.ServerID(v.ID), Address: addr})
 	}
-	n.log.Info("bootstrapping a new cluster", "voters", len(members.Servers))
-	return raft.BootstrapCluster(rc, logs, n.store, snaps, n.trans, members)
+	return members
+}
+
+// bootstrap writes the first membership into an empty log.
+func (n *Node) bootstrap(rc *raft.Config, logs raft.LogStore, snaps raft.SnapshotStore) error {
+	has, err := raft.HasExistingState(logs, n.store, snaps)
+	if err != nil || has || len(n.cfg.Voters) == 0 {
+		return err
+	}
+	n.log.Info("bootstrapping a new cluster", "voters", len(n.cfg.Voters))
+	return raft.BootstrapCluster(rc, logs, n.store, snaps, n.trans, n.members())
 }
 
 // campaignAlone saves a sole voter the wait for a leader that cannot be there.
