@@ -49,6 +49,9 @@ type Config struct {
 	// by SnapshotThreshold entries; TrailingLogs entries are kept behind it for followers that lag.
 	SnapshotInterval                time.Duration
 	SnapshotThreshold, TrailingLogs uint64
+
+	// decode stands, in tests, for a program of another version; nil is fsm.Decode.
+	decode func([]byte) (fsm.Command, error)
 }
 
 const (

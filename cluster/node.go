@@ -42,6 +42,8 @@ type Node struct {
 	failure  error         // set before failed is closed
 	watching chan struct{} // closed when watch has ended
 
+	needs func(command []byte) int // fsm.Needs, but for tests
+
 	fresh      freshness
 	freshening chan struct{}      // closed when keepFresh has ended
 	stopFresh  context.CancelFunc // ends keepFresh
@@ -70,7 +72,11 @@ func open(cfg Config) (_ *Node, err error) {
 		closing: make(chan struct{}), stopped: make(chan struct{}),
 		failed: make(chan struct{}), watching: make(chan struct{}), freshening: make(chan struct{}),
 	}
+	n.needs = fsm.Needs
 	n.machine = newMachine(n.fail)
+	if cfg.decode != nil {
+		n.machine.decode = cfg.decode
+	}
 	n.stopRaft = sync.OnceValue(func() error {
 		defer close(n.stopped)
 		return errors.Join(n.raft.Shutdown().Error(), n.trans.Close())
@@ -115,7 +121,7 @@ func open(cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	if n.raft, err = raft.NewRaft(rc, n.machine, logs, n.store, snaps, n.trans); err != nil {
-		return nil, err
+		return nil, errors.Join(err, n.Failure())
 	}
 	go n.watch(notify)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -246,6 +246,7 @@ func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
 	commands := []fsm.Command{fsm.RegisterNode{Now: now, Node: fsm.Node{
 		ID: n.id, Name: name, APIAddr: n.cfg.Listen, Capacity: capacity, VMM: string(n.choice.Kind),
 		VMMVersion: n.choice.Version, CPUFingerprint: fingerprint, CloneMethod: n.owner.CloneMethod(), RegisteredAt: now,
+		Level: fsm.Level,
 	}}}
 	for _, t := range images.Templates {
 		known, ok := n.log.State().TemplateByName("", t.Name)
