@@ -65,10 +65,11 @@ type Node struct {
 	Name           string   `codec:"n"`
 	APIAddr        string   `codec:"a"`
 	Capacity       Capacity `codec:"cap"`
-	VMM            string   `codec:"vm"`  // e.g. "cloud-hypervisor", "stillframe-devvmm"
-	VMMVersion     string   `codec:"vv"`  // as the VMM reports it
-	CPUFingerprint string   `codec:"cpu"` // digest of what a guest can see of the CPU
-	CloneMethod    string   `codec:"cm"`  // "reflink" or "copy": what the data folder's filesystem can do
+	VMM            string   `codec:"vm"`           // e.g. "cloud-hypervisor", "stillframe-devvmm"
+	VMMVersion     string   `codec:"vv"`           // as the VMM reports it
+	CPUFingerprint string   `codec:"cpu"`          // digest of what a guest can see of the CPU
+	CloneMethod    string   `codec:"cm"`           // "reflink" or "copy": what the data folder's filesystem can do
+	Level          int      `codec:"lv,omitempty"` // of its program (see Level); 0 is 1: older ones do not say
 	// Templates are the digests of the images that the node has; empty: it has not said.
 	Templates    []string `codec:"tp,omitempty"`
 	Drained      bool     `codec:"dr,omitempty"` // takes no new sandboxes

@@ -21,6 +21,9 @@ type Log interface {
 	WaitIntent(ctx context.Context, id fsm.IntentID) (fsm.Intent, error)
 	// Linearizable is a state that holds everything acknowledged before the call.
 	Linearizable(ctx context.Context) (*fsm.State, error)
+	// StateAsOf is the latest state that this node has applied, the position of its last entry, and the latest instant up
+	// to which everything acknowledged is known to be in it; the zero time: no instant is known. It waits for nobody.
+	StateAsOf() (*fsm.State, uint64, time.Time)
 }
 
 // Guests reaches the agent inside a running sandbox, wherever it runs. Failures that the agent reports are *GuestError;

@@ -91,6 +91,11 @@ func (s *Server) sandbox(ctx context.Context, c *call) (fsm.Sandbox, error) {
 	if err != nil {
 		return fsm.Sandbox{}, err
 	}
+	return c.ownSandbox(state)
+}
+
+// ownSandbox finds in a state the sandbox that the path names, in the caller's organization.
+func (c *call) ownSandbox(state *fsm.State) (fsm.Sandbox, error) {
 	sb, ok := state.Sandbox(fsm.SandboxID(c.fc.Params("sandbox_id")))
 	if !ok || sb.Org != c.org.ID {
 		return fsm.Sandbox{}, failf(fsm.KindNotFound, "no such sandbox")

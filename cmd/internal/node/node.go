@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -260,6 +261,7 @@ func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
 		ID: n.id, Name: name, APIAddr: n.cfg.Listen, Capacity: capacity, VMM: string(n.choice.Kind),
 		VMMVersion: n.choice.Version, CPUFingerprint: fingerprint, CloneMethod: n.owner.CloneMethod(), RegisteredAt: now,
 		Templates: digests(images),
+		Level:     fsm.Level,
 	}}}
 	for _, t := range images.Templates {
 		known, ok := n.log.State().TemplateByName("", t.Name)
@@ -298,7 +300,7 @@ func (n *Node) startAPI(ctx context.Context) (err error) {
 	n.api, err = httpd.New(httpd.Config{
 		Addr: n.cfg.Listen, AdminSocket: n.AdminSocket(), Log: n.log, Ready: n.ready,
 		Guests:     guests{n.id, n.log.State, n.owner, n.tunnels},
-		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus,
+		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus, Backup: n.backup,
 		Registry: n.registry, Logger: n.cfg.Logger, Version: n.cfg.Version,
 	})
 	if err != nil {
@@ -311,6 +313,10 @@ func (n *Node) startAPI(ctx context.Context) (err error) {
 	n.serving.Store(true)
 	n.cfg.Logger.Info("serving", "url", n.URL(), "node", n.id)
 	return nil
+}
+
+func (n *Node) backup(ctx context.Context) (io.WriterTo, error) {
+	return n.log.Backup(ctx, n.cfg.Version)
 }
 
 func (n *Node) ready() error {
