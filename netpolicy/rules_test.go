@@ -48,7 +48,7 @@ func ruleCases(t *testing.T) map[string]struct {
 		"allow-all": {Bounds{}, []forwarding{of(policy.ModeAllowAll)}},
 		"custom-names-only": {Bounds{}, []forwarding{
 			forwardingOf(compiled(t, policy.ModeCustom), floor)}},
-		"custom": {Bounds{}, []forwarding{of(policy.ModeCustom, "203.0.113.0/24", "198.51.100.0/24", "10.1.2.3/32")}},
+		"custom":            {Bounds{}, []forwarding{of(policy.ModeCustom, "203.0.113.0/24", "198.51.100.0/24", "10.1.2.3/32")}},
 		"custom-everything": {Bounds{}, []forwarding{of(policy.ModeCustom, "0.0.0.0/0")}},
 		"replacing": {Bounds{}, []forwarding{
 			of(policy.ModeCustom, "203.0.113.0/24"), of(policy.ModeCustom, "198.51.100.0/24")}},
