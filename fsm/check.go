@@ -12,7 +12,7 @@ import (
 // the state and is meant for tests and for diagnosis: Apply keeps the invariants without it.
 func (s *State) Check() error {
 	for _, check := range []func(*State) error{
-		checkIndexes, checkSandboxes, checkSnapshots, checkIntents, checkRequests, checkReferences,
+		checkIndexes, checkSandboxes, checkSnapshots, checkIntents, checkRequests, checkReferences, checkNodes,
 	} {
 		if err := check(s); err != nil {
 			return err
@@ -61,11 +61,13 @@ func checkIndexes(s *State) error {
 	return nil
 }
 
-// sandboxIntents gives the kinds of intent that may be open in a state of a sandbox.
+// sandboxIntents gives the kinds of intent that may be open in a state of a sandbox; in all but running, one must be.
 func sandboxIntents(state SandboxState) []IntentKind {
 	switch state {
 	case SandboxStarting:
 		return []IntentKind{IntentCreate, IntentRestore}
+	case SandboxRunning:
+		return []IntentKind{IntentSetPolicy}
 	case SandboxSnapshotting:
 		return []IntentKind{IntentSnapshot}
 	case SandboxDeleting:
@@ -78,7 +80,7 @@ func sandboxIntents(state SandboxState) []IntentKind {
 func checkSandboxes(s *State) error {
 	for _, sb := range all(s.sandboxes) {
 		kinds := sandboxIntents(sb.State)
-		if (sb.Intent != "") != (len(kinds) > 0) {
+		if idle := sb.Intent == "" && sb.State == SandboxRunning; !idle && (sb.Intent != "") != (len(kinds) > 0) {
 			return fmt.Errorf("sandbox %s is %s with intent %q", sb.ID, sb.State, sb.Intent)
 		}
 		if (sb.State == SandboxStarting) != (sb.LaunchedAt == 0) || (sb.LaunchedAt == 0) != (sb.TimeoutAt == 0) {
@@ -128,7 +130,13 @@ func checkIntents(s *State) error {
 			//nolint:errorlint // a value that is described, not a cause
 			return fmt.Errorf("intent %s is %s with error %v, closed at %d", in.ID, in.State, in.Error, in.ClosedAt)
 		}
+		if (in.Kind == IntentSetPolicy) != (in.NetworkPolicy != nil) {
+			return fmt.Errorf("intent %s of kind %s has policy %v", in.ID, in.Kind, in.NetworkPolicy)
+		}
 		if in.State != IntentOpen {
+			if err := noSecrets(in); err != nil {
+				return err
+			}
 			continue
 		}
 		if sb, _ := s.Sandbox(in.Sandbox); in.Kind != IntentDeleteSnapshot && sb.Intent != in.ID {
@@ -138,6 +146,22 @@ func checkIntents(s *State) error {
 		if sn, _ := s.Snapshot(in.Snapshot); onSnapshot && sn.Intent != in.ID {
 			return fmt.Errorf("open intent %s is not that of snapshot %q", in.ID, in.Snapshot)
 		}
+	}
+	return nil
+}
+
+// noSecrets tests invariant 10 on a closed intent.
+func noSecrets(in Intent) error {
+	b, err := marshal(in)
+	if err != nil {
+		return err
+	}
+	bare, err := marshal(in.withoutSecrets())
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(b, bare) {
+		return fmt.Errorf("closed intent %s holds sealed values", in.ID)
 	}
 	return nil
 }
@@ -188,6 +212,19 @@ func checkReferences(s *State) error {
 	for _, k := range all(s.keys) {
 		if _, ok := s.Org(k.Org); !ok {
 			return fmt.Errorf("key %s refers to organization %q", k.ID, k.Org)
+		}
+	}
+	return nil
+}
+
+// checkNodes tests invariant 10.
+func checkNodes(s *State) error {
+	for _, n := range all(s.nodes) {
+		if open := s.OpenIntents(n.ID); len(open) > 0 && (n.Lost() || n.Removed()) {
+			return fmt.Errorf("node %s, lost at %d, removed at %d, has open intent %s", n.ID, n.LostAt, n.RemovedAt, open[0].ID)
+		}
+		if n.Removed() && len(s.SandboxesOn(n.ID))+len(s.SnapshotsOn(n.ID)) > 0 {
+			return fmt.Errorf("node %s was removed and holds something", n.ID)
 		}
 	}
 	return nil

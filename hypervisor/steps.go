@@ -95,6 +95,9 @@ func (o *Owner) runSteps(ctx context.Context, in fsm.Intent, steps []step) error
 	for _, s := range steps {
 		stepCtx := limited
 		if s.name == StepCommit {
+			if !o.mayCommit(in.ID) {
+				return &stepError{s.name, errSuperseded}
+			}
 			stepCtx = ctx
 		}
 		if err := o.runStep(stepCtx, in, s); err != nil {
