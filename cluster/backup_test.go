@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"stillframe/cluster/seal"
 	"stillframe/fsm"
 )
 
@@ -42,7 +43,7 @@ func restored(t *testing.T, path string, ids ...fsm.NodeID) *several {
 		members = append(members, Member{id, fmt.Sprint("n", i), l.Addr().String()})
 	}
 	dir := t.TempDir()
-	require.NoError(t, Restore(dir, members, path))
+	require.NoError(t, Restore(dir, members, path, ""))
 	for _, m := range members {
 		id, err := OpenIdentity(filepath.Join(dir, m.Name), testLogger(t))
 		require.NoError(t, err)
@@ -130,10 +131,21 @@ func TestRestoreWantsAnEmptyLog(t *testing.T) {
 	_, own := c.nodes[0].State().OrgByName("own")
 	require.True(t, own, "it was left as it was")
 
-	dir := t.TempDir()
+	dir, keys := t.TempDir(), t.TempDir()
 	members := []Member{{"node-a", "a", "127.0.0.1:1"}}
-	require.NoError(t, Restore(dir, members, path))
-	require.ErrorContains(t, Restore(dir, members, path), "holds a cluster already")
+	require.Error(t, Restore(dir, members, path, keys), "the old cluster's keys are not there")
+	require.NoError(t, seal.Make(keys))
+	require.NoError(t, Restore(dir, members, path, keys))
+	for _, folder := range []string{dir, filepath.Join(dir, "a")} {
+		got, err := os.ReadFile(filepath.Join(folder, seal.FileName))
+		require.NoError(t, err)
+		want, err := os.ReadFile(filepath.Join(keys, seal.FileName))
+		require.NoError(t, err)
+		require.Equal(t, want, got, "the new cluster opens what the old one has sealed")
+	}
+	dir = t.TempDir()
+	require.NoError(t, Restore(dir, members, path, ""))
+	require.ErrorContains(t, Restore(dir, members, path, ""), "holds a cluster already")
 }
 
 // TestRestoreCutOff kills a member's first start between its steps: the next one does what was left.
@@ -183,7 +195,7 @@ func TestBackupRejects(t *testing.T) {
 		_ = rejects(bad, "byte %d changed", i)
 	}
 	_ = rejects(append(bytes.Clone(whole), 0), "something follows")
-	require.ErrorContains(t, Restore(t.TempDir(), []Member{{"node-a", "a", "127.0.0.1:1"}}, path), "read backup")
+	require.ErrorContains(t, Restore(t.TempDir(), []Member{{"node-a", "a", "127.0.0.1:1"}}, path, ""), "read backup")
 }
 
 // TestNewerBackupIsRefused has a backup of a format, and one of a level, that this program does not know.

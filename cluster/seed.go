@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"stillframe/cluster/seal"
 	"stillframe/fsm"
 )
 
@@ -26,9 +27,10 @@ const seedTerm = 1
 
 // Restore makes a new cluster, as Init does, that starts from a backup: every member has the backup in its identity
 // folder, and takes it into its log when it starts with an empty one, all of them to the same state (see
-// fsm.State.Rehome). Members that have the id of a node in the backup stand for that node. Repeating a Restore that was
-// cut off completes it.
-func Restore(dir string, members []Member, backup string) error {
+// fsm.State.Rehome). Members that have the id of a node in the backup stand for that node. secrets is a folder with the
+// old cluster's keys for what is sealed in the state (see package seal); empty: it is given up, and new keys are made.
+// Repeating a Restore that was cut off completes it.
+func Restore(dir string, members []Member, backup, secrets string) error {
 	b, err := ReadBackup(backup)
 	if err != nil {
 		return err
@@ -38,6 +40,14 @@ func Restore(dir string, members []Member, backup string) error {
 	}
 	if _, err := os.Lstat(filepath.Join(dir, fileCAKey)); !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("restore backup %s: %s holds a cluster already", backup, dir)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("restore backup %s: %w", backup, err)
+	}
+	if secrets != "" {
+		if _, err := seal.Copy(secrets, dir); err != nil {
+			return fmt.Errorf("restore backup %s: %w", backup, err)
+		}
 	}
 	// Before the certificates, without which nobody can start: no member may start empty.
 	for _, m := range members {

@@ -13,67 +13,74 @@ func (s *State) Size() Size {
 	}
 }
 
+// Held counts the sandboxes and the snapshots of a node, in every state.
+func (s *State) Held(id NodeID) (sandboxes, snapshots int) {
+	return len(s.SandboxesOn(id)), len(s.SnapshotsOn(id))
+}
+
 // Rehome gives the state as a new cluster of these members takes it over from a backup, at an instant. It is a function
 // of its arguments alone: members that start from the same backup start from the same state.
 //
 // What a member owns stays as it is: the member, starting, compares it with what it finds on its host, as after any
-// stop. Of a node that is no member, nobody can find anything:
+// stop. A member that the backup does not know has no capacity until it registers. Of a node that is no member, nobody
+// can find anything:
 //
-//   - What it was to create, restore or snapshot has failed, and the names are free. What it was to delete is gone.
-//   - Its sandboxes are stopped and say why. They belong to the first member now, which can delete them.
-//   - Its snapshots keep their names and their owner, for the data is where it was and the node may join again under
-//     its identity. Until then nothing restores from them. The node is listed as drained.
-//   - A node that holds no snapshot is forgotten.
-//
-// A member that the backup does not know has no capacity until it registers.
+//   - What it was to create, restore, snapshot or change has failed, and the names are free. What it was to delete is
+//     gone.
+//   - Its sandboxes are stopped and say why; they can be deleted.
+//   - Its snapshots keep their names, for the data is where it was and the node may join again under its identity. Until
+//     then nothing restores from them.
+//   - It is listed as lost; one that holds nothing is forgotten.
 func (s *State) Rehome(at Time, members []NodeID) (*State, error) {
-	if len(members) == 0 {
-		return nil, Errorf(KindInvalid, "a cluster has at least one member")
+	var p problems
+	p.now(at)
+	p.addf(len(members) > 0, "a cluster has at least one member")
+	if p.err != nil {
+		return nil, p.err
 	}
 	d := s.draft()
 	isMember := map[NodeID]bool{}
 	for _, id := range members {
 		isMember[id] = true
-		if _, ok := d.Node(id); !ok {
+		n, ok := d.Node(id)
+		if n.Removed() {
+			return nil, Errorf(KindConflict, "node %s was removed from the cluster and cannot be a member again", n.label())
+		}
+		if !ok {
 			d.putNode(Node{ID: id})
 		}
 	}
 	for _, n := range all(d.nodes) {
-		if isMember[n.ID] {
-			continue
-		}
-		if err := d.leaveBehind(at, n, members[0]); err != nil {
-			return nil, err
+		switch {
+		case n.Removed():
+		case isMember[n.ID]:
+			n.Addr = "" // that of the old cluster
+			d.putNode(n)
+		default:
+			d.leaveBehind(at, n)
 		}
 	}
 	return &d.State, nil
 }
 
 // leaveBehind deals with what a node has that is no member of the cluster any more.
-func (d *draft) leaveBehind(at Time, n Node, heir NodeID) error {
+func (d *draft) leaveBehind(at Time, n Node) {
+	d.supersede(at, n)
 	reason := "node " + n.label() + ", on which it was, is not part of the cluster that was restored from a backup"
-	for _, in := range d.OpenIntents(n.ID) {
-		c := Complete{Now: at, Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch}
-		if in.Kind != IntentDelete && in.Kind != IntentDeleteSnapshot {
-			c.Error, c.SandboxStopped = Errorf(KindUnavailable, "%s", reason), reason
-		}
-		if _, err := d.applyComplete(c); err != nil {
-			return err
-		}
-	}
 	for _, sb := range d.SandboxesOn(n.ID) {
 		if sb.State != SandboxStopped {
 			sb.setState(at, SandboxStopped, reason)
+			sb.Epoch++
+			d.putSandbox(sb)
 		}
-		sb.Epoch++
-		sb.Owner = heir
-		d.putSandbox(sb)
 	}
-	if len(d.SnapshotsOn(n.ID)) == 0 {
+	if sandboxes, snapshots := d.Held(n.ID); sandboxes+snapshots == 0 {
 		drop(&d.nodes, []byte(n.ID))
-		return nil
+		return
 	}
-	n.Drained = true
+	n.Addr, n.Epoch = "", n.Epoch+1
+	if !n.Lost() {
+		n.LostAt = at
+	}
 	d.putNode(n)
-	return nil
 }

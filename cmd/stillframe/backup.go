@@ -20,9 +20,9 @@ import (
 // backupPatience bounds taking a backup.
 const backupPatience = 30 * time.Minute
 
-// keyringHint is what a backup lacks, said wherever one is made or used.
-const keyringHint = "Header values and other secrets are in it sealed: they are of use only with the cluster's keyring, " +
-	"which is\nnot in the backup. Environment variables of sandboxes are in it in clear."
+// keysHint is what a backup lacks, said wherever one is made or used.
+const keysHint = `Header values and other secrets are in it sealed: they are of use only with the cluster's secrets.json, which is not
+in the backup and has to be kept apart from it. Environment variables of sandboxes are in it in clear.`
 
 func clusterBackup(env cli.Env) *cobra.Command {
 	var data, socket string
@@ -37,7 +37,7 @@ reached through its admin socket.
 With --verify, nothing is written: FILE is read to its end, and what it is from is shown.
 
 A backup has no data of sandboxes and snapshots, which stay on their nodes: only what the cluster knows of them.
-` + keyringHint,
+` + keysHint,
 		Example: "  stillframe cluster backup --data /var/lib/stillframe ./cluster.backup\n" +
 			"  stillframe cluster backup --verify ./cluster.backup",
 		Args: cobra.ExactArgs(1),
@@ -117,14 +117,15 @@ func showBackup(env cli.Env, path string) error {
 	for _, n := range h.Nodes {
 		fmt.Fprintf(env.Out, "node\t%s\t%s\n", n.Name, n.ID)
 	}
-	fmt.Fprintln(env.Err, keyringHint)
+	fmt.Fprintln(env.Err, keysHint)
 	return nil
 }
 
 func clusterRestore(env cli.Env) *cobra.Command {
-	var dir, nodes string
+	var dir, nodes, secrets string
+	var giveUp bool
 	cmd := &cobra.Command{
-		Use:   "restore FILE --dir DIR --nodes NAME=HOST:PORT,...",
+		Use:   "restore FILE --dir DIR --nodes NAME=HOST:PORT,... --secrets-from OLD",
 		Short: "Make a new cluster that starts from a backup",
 		Long: `Make a new cluster as "stillframe cluster init" does, whose nodes start from a backup. FILE is verified, and goes
 into every node's folder; a node takes it in at its first start, into an empty log only: one whose data folder has a
@@ -135,10 +136,16 @@ snapshots again. What was made after the backup is not known any more, and is re
 nodes of the backup that are not named, sandboxes are shown as stopped, and snapshots are listed but cannot be restored
 unless the node joins again.
 
-` + keyringHint,
-		Example: "  stillframe cluster restore ./cluster.backup --dir ./new --nodes a=10.0.0.1:7071,b=10.0.0.2:7071,c=10.0.0.3:7071",
-		Args:    cobra.ExactArgs(1),
+OLD is the folder of the old cluster's files or an identity folder of one of its nodes, with secrets.json in it.
+
+` + keysHint,
+		Example: "  stillframe cluster restore ./cluster.backup --dir ./new --secrets-from ./prod \\\n" +
+			"    --nodes a=10.0.0.1:7071,b=10.0.0.2:7071,c=10.0.0.3:7071",
+		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
+			if (secrets == "") != giveUp {
+				return errors.New("give either --secrets-from or --new-secrets")
+			}
 			b, err := cluster.ReadBackup(args[0])
 			if err != nil {
 				return err
@@ -150,18 +157,20 @@ unless the node joins again.
 			for i, m := range members {
 				members[i].ID = oldID(b, m)
 			}
-			if err := cluster.Restore(dir, members, args[0]); err != nil {
+			if err := cluster.Restore(dir, members, args[0], secrets); err != nil {
 				return err
 			}
 			for _, m := range members {
 				fmt.Fprintf(env.Out, "%s\t%s\t%s\n", m.Name, m.ID, filepath.Join(dir, m.Name))
 			}
-			fmt.Fprintln(env.Err, keyringHint)
+			fmt.Fprintln(env.Err, keysHint)
 			return nil
 		},
 	}
 	cmd.Flags().StringVar(&dir, "dir", "", "folder of the new cluster's files (required)")
 	cmd.Flags().StringVar(&nodes, "nodes", "", "the nodes: NAME=HOST:PORT, separated by commas (required)")
+	cmd.Flags().StringVar(&secrets, "secrets-from", "", "folder with the old cluster's secrets.json")
+	cmd.Flags().BoolVar(&giveUp, "new-secrets", false, "give up what is sealed in the backup, and make new keys")
 	_ = cmd.MarkFlagRequired("dir")
 	_ = cmd.MarkFlagRequired("nodes")
 	_ = cmd.MarkFlagDirname("dir")

@@ -210,7 +210,7 @@ func TestBackupAndRestore(t *testing.T) {
 		ip, _, _ := strings.Cut(n.addr, ":")
 		members = append(members, n.args[1]+"="+ip+":7071")
 	}
-	run(t, program, "cluster", "restore", file, "--dir", pki, "--nodes", strings.Join(members, ","))
+	run(t, program, "cluster", "restore", file, "--dir", pki, "--nodes", strings.Join(members, ","), "--secrets-from", owner.cluster)
 	for _, n := range left {
 		n.cluster = filepath.Join(pki, n.args[1])
 		n.launch()
