@@ -54,6 +54,9 @@ type Config struct {
 	// gives up itself.
 	StallTimeout time.Duration
 	probe        func(dir string) error // nil: probeDisk
+	// FreshInterval is how often a node makes sure how far its state is: the age that a stale read tells is not much more
+	// than this while all is well.
+	FreshInterval time.Duration
 	// TransferTimeout bounds handing the leadership over at Shutdown; DrainTimeout waiting for open proposals there.
 	TransferTimeout, DrainTimeout time.Duration
 
@@ -61,6 +64,9 @@ type Config struct {
 	// by SnapshotThreshold entries; TrailingLogs entries are kept behind it for followers that lag.
 	SnapshotInterval                time.Duration
 	SnapshotThreshold, TrailingLogs uint64
+
+	// decode stands, in tests, for a program of another version; nil is fsm.Decode.
+	decode func([]byte) (fsm.Command, error)
 }
 
 const (
@@ -86,6 +92,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.NodeLease, 30*time.Second)
 	setDefault(&c.StallTimeout, 15*time.Second)
 	setDefault(&c.PromoteAfter, 5*time.Second)
+	setDefault(&c.FreshInterval, time.Second)
 	setDefault(&c.TransferTimeout, 5*time.Second)
 	setDefault(&c.DrainTimeout, 3*time.Second)
 	setDefault(&c.SnapshotInterval, 2*time.Minute)

@@ -26,12 +26,16 @@ const (
 // votes for nobody, or a majority could be made of nodes that have forgotten.
 const fileUnproven = "unproven"
 
+// memberLevel is the fsm.Level from which addresses are in the state. Below it, while the first nodes register or old
+// programs are about, they are in Raft's membership and the identity folders.
+const memberLevel = 2
+
 // joinPause is between two looks at whether this node is where it should be.
 const joinPause = 250 * time.Millisecond
 
 // helloAnswer says whether a node knows of any cluster.
 type helloAnswer struct {
-	Fresh bool `codec:"f"` // its log is empty, or holds the first membership and nothing else
+	Fresh bool `codec:"f"` // it does not: see unled
 }
 
 // joinRequest asks to be a member at an address.
@@ -47,12 +51,13 @@ type joinAnswer struct {
 	Failed *fsm.Error `codec:"f,omitempty"`
 }
 
-// fresh says whether this node's log holds nothing but, at most, the first membership.
-func (n *Node) fresh() bool { return n.raft.LastIndex() <= 1 && n.raft.CurrentTerm() <= 1 }
+// unled says whether this node has never heard of a leader: its log holds nothing but, at most, the first membership or
+// the backup that it started from.
+func (n *Node) unled() bool { return n.raft.CurrentTerm() <= seedTerm }
 
 func (n *Node) serveJoin() {
 	n.port.routes.HandleFunc("GET "+pathHello, func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, helloAnswer{Fresh: n.fresh()})
+		answer(w, helloAnswer{Fresh: n.unled()})
 	})
 	n.port.routes.HandleFunc("POST "+pathJoin, func(w http.ResponseWriter, r *http.Request) {
 		var req joinRequest
@@ -83,7 +88,7 @@ func (n *Node) takeIn(ctx context.Context, req joinRequest) (uint64, error) {
 	if known.Removed() {
 		return 0, fsm.Wrap(fsm.KindConflict, errExpelled, "node %s was removed from the cluster", n.label(req.Node))
 	}
-	if known.Addr != req.Addr {
+	if known.Addr != req.Addr && n.State().Level() >= memberLevel {
 		cmd := fsm.PutMember{Now: fsm.At(time.Now()), Node: req.Node, Name: req.Name, Addr: req.Addr}
 		if err := n.applyAsLeader(ctx, cmd); err != nil {
 			return 0, err
@@ -174,7 +179,7 @@ func (n *Node) belong(ctx context.Context, founders []Server) {
 
 // settle does one look. A sole member has nobody to tell where it is.
 func (n *Node) settle(ctx context.Context, founders []Server) error {
-	if len(founders) > 1 && n.raft.LastIndex() == 0 {
+	if len(founders) > 1 && !n.trans.admitted() && n.unled() {
 		if found, err := n.found(ctx, founders); found || err != nil {
 			return err
 		}
@@ -199,7 +204,7 @@ func (n *Node) atHome() bool {
 	known, _ := n.State().Node(n.id)
 	for _, s := range servers {
 		if s.ID == raft.ServerID(n.id) && s.Address == raft.ServerAddress(n.Addr()) {
-			return known.Addr == n.Addr()
+			return known.Addr == n.Addr() || n.State().Level() < memberLevel
 		}
 	}
 	return false
@@ -237,7 +242,7 @@ func (n *Node) everybody() []fsm.NodeID {
 }
 
 // found writes the first membership into an empty log, once all founders are seen and none knows of a cluster: every one
-// of them writes the same. One that is missing may be the one that knows.
+// of them writes the same. One that is missing may be the one that knows. A log that begins with a backup has it already.
 func (n *Node) found(ctx context.Context, founders []Server) (bool, error) {
 	answers := make([]error, len(founders))
 	var asking sync.WaitGroup
@@ -263,7 +268,10 @@ func (n *Node) found(ctx context.Context, founders []Server) (bool, error) {
 		return false, fsm.Wrap(fsm.KindUnavailable, err, "not all founders of the cluster are there")
 	}
 	n.log.Info("founding a new cluster", "voters", len(founders))
-	err := n.raft.BootstrapCluster(n.founders(founders)).Error()
+	if n.raft.LastIndex() > 0 {
+		return true, n.admit()
+	}
+	err := n.raft.BootstrapCluster(n.members()).Error()
 	if errors.Is(err, raft.ErrCantBootstrap) {
 		return false, nil // a leader was quicker
 	}
@@ -273,10 +281,10 @@ func (n *Node) found(ctx context.Context, founders []Server) (bool, error) {
 	return true, n.admit()
 }
 
-// founders is the first membership.
-func (n *Node) founders(servers []Server) raft.Configuration {
+// members is the first membership of a new cluster.
+func (n *Node) members() raft.Configuration {
 	var members raft.Configuration
-	for _, v := range servers {
+	for _, v := range n.cfg.Voters {
 		addr := raft.ServerAddress(v.Addr)
 		if v.ID == n.id && (addr == "" || freePort(v.Addr)) {
 			addr = n.trans.LocalAddr()
@@ -313,9 +321,9 @@ func (n *Node) admit() error {
 
 // proven says whether the node may vote from the start: it has a log and nothing says that it may lack some of it. An
 // empty log leaves its mark before anything can be written to it.
-func proven(dir string, has bool) (bool, error) {
+func proven(dir string, blank bool) (bool, error) {
 	mark := filepath.Join(dir, fileUnproven)
-	if !has {
+	if blank {
 		return false, os.WriteFile(mark, nil, 0o600)
 	}
 	_, err := os.Lstat(mark)

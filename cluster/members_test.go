@@ -46,8 +46,8 @@ func (c *several) votes(id fsm.NodeID) bool { return c.nodes[c.leader()].Servers
 // them by the replicated list only, and with two of the old ones gone the others are a majority.
 func TestJoin(t *testing.T) {
 	c := startTrio(t, quick)
-	l, _ := c.followers()
-	apply(t, c.nodes[l], putOrg("before"))
+	c.register()
+	apply(t, c.nodes[c.leader()], putOrg("before"))
 	d, e := c.add("d"), c.add("e")
 	c.eventually("both vote", func() bool { return c.votes(d.ID()) && c.votes(e.ID()) })
 	c.agree(c.nodes[c.leader()])
@@ -55,7 +55,7 @@ func TestJoin(t *testing.T) {
 	require.Equal(t, e.Addr(), known.Addr)
 	require.Equal(t, "e", known.Name)
 
-	l = c.leader()
+	l := c.leader()
 	c.stop(l)
 	c.stop((l + 1) % 3)
 	now := c.nodes[c.leader()]
@@ -112,6 +112,7 @@ func TestWipedMember(t *testing.T) {
 // TestMovedMember has a follower, and then the leader, start again at another address.
 func TestMovedMember(t *testing.T) {
 	c := startTrio(t, quick)
+	c.register()
 	l, f := c.followers()
 	for _, i := range []int{f[0], l} {
 		c.stop(i)
@@ -152,7 +153,7 @@ func TestRemove(t *testing.T) {
 
 	first := c.nodes[l].ID()
 	c.eventually("it leads still", func() bool { return c.nodes[f[1]].Leader().ID == first })
-	require.NoError(t, c.nodes[f[1]].Remove(deadline(t), first, false))
+	require.NoError(t, c.nodes[f[1]].Remove(deadline(t), first, true))
 	c.requireExpelled(l)
 	now := c.nodes[c.leader()]
 	require.Len(t, now.Servers(), 3)
@@ -186,6 +187,7 @@ func (c *several) requireExpelled(i int) {
 // TestRemoveKeepsAQuorum refuses to take away a voter without which too few would answer.
 func TestRemoveKeepsAQuorum(t *testing.T) {
 	c := startTrio(t, quick)
+	c.register()
 	l, f := c.followers()
 	c.agree(c.nodes[l])
 	gone, left := c.nodes[f[0]].ID(), c.nodes[f[1]].ID()

@@ -46,8 +46,15 @@ type Node struct {
 	endLife  context.CancelFunc
 	keep     sync.WaitGroup         // what runs for the node's life
 	probe    func(dir string) error // of the disk; tests make it hang
-	stopRaft func() error           // runs once: stops the library and waits for it
-	closeAll func() error           // runs once: stops everything
+
+	needs func(command []byte) int // fsm.Needs, but for tests
+
+	fresh      freshness
+	freshening chan struct{}      // closed when keepFresh has ended
+	stopFresh  context.CancelFunc // ends keepFresh
+
+	stopRaft func() error // runs once: stops the library and waits for it
+	closeAll func() error // runs once: stops everything
 }
 
 // Open starts a node on the log in cfg.Dir, after bootstrapping it where it is empty and cfg.Voters are given. It
@@ -68,13 +75,17 @@ func open(cfg Config) (_ *Node, err error) {
 	n := &Node{
 		cfg: cfg, id: cfg.Identity.ID(), log: cfg.Logger.With("node", string(cfg.Identity.ID())),
 		closing: make(chan struct{}), stopped: make(chan struct{}),
-		failed: make(chan struct{}), watching: make(chan struct{}),
+		failed: make(chan struct{}), watching: make(chan struct{}), freshening: make(chan struct{}),
 	}
 	if n.probe = cfg.probe; n.probe == nil {
 		n.probe = probeDisk
 	}
 	n.life, n.endLife = context.WithCancel(context.Background())
+	n.needs = fsm.Needs
 	n.machine = newMachine(n.fail)
+	if cfg.decode != nil {
+		n.machine.decode = cfg.decode
+	}
 	n.stopRaft = sync.OnceValue(func() error {
 		defer close(n.stopped)
 		return errors.Join(n.raft.Shutdown().Error(), n.trans.Close())
@@ -112,13 +123,23 @@ func open(cfg Config) (_ *Node, err error) {
 	}
 	notify := make(chan bool, 16)
 	rc := cfg.raft(notify)
-	if err = n.prepare(rc, logs, snaps); err != nil {
+	blank, err := emptyLog(logs, snaps)
+	if err != nil {
+		return nil, err
+	}
+	if err = n.seed(logs, snaps); err != nil {
+		return nil, err
+	}
+	if err = n.prepare(rc, logs, snaps, blank); err != nil {
 		return nil, err
 	}
 	if n.raft, err = raft.NewRaft(rc, n.machine, logs, n.store, snaps, n.trans); err != nil {
-		return nil, err
+		return nil, errors.Join(err, n.Failure())
 	}
 	go n.watch(notify)
+	ctx, cancel := context.WithCancel(context.Background())
+	n.stopFresh = cancel
+	go n.keepFresh(ctx)
 	n.serveCalls()
 	n.campaignAlone()
 	n.keep.Go(func() { n.belong(n.life, cfg.Voters) })
@@ -161,18 +182,19 @@ func reserveLog(path string) error {
 }
 
 // prepare writes the first membership of a sole voter into an empty log, and finds out whether the node may vote. Where
-// there are to be several, they look for each other first: see found.
-func (n *Node) prepare(rc *raft.Config, logs raft.LogStore, snaps raft.SnapshotStore) error {
-	has, err := raft.HasExistingState(logs, n.store, snaps)
-	if err != nil {
-		return err
-	}
-	if alone := n.cfg.Voters; !has && len(alone) == 1 && alone[0].ID == n.id {
-		n.log.Info("founding a new cluster", "voters", 1)
+// there are to be several, they look for each other first: see found. blank says that the log was empty when the node
+// started, if it was from a backup that it has anything now.
+func (n *Node) prepare(rc *raft.Config, logs raft.LogStore, snaps raft.SnapshotStore, blank bool) error {
+	if alone := n.cfg.Voters; len(alone) == 1 && alone[0].ID == n.id {
 		n.trans.admit()
-		return raft.BootstrapCluster(rc, logs, n.store, snaps, n.trans, n.founders(alone))
+		has, err := raft.HasExistingState(logs, n.store, snaps)
+		if err != nil || has {
+			return err
+		}
+		n.log.Info("founding a new cluster", "voters", 1)
+		return raft.BootstrapCluster(rc, logs, n.store, snaps, n.trans, n.members())
 	}
-	ok, err := proven(n.cfg.Dir, has)
+	ok, err := proven(n.cfg.Dir, blank)
 	if err == nil && ok {
 		n.trans.admit()
 	}
@@ -237,6 +259,8 @@ func (n *Node) close() error {
 	n.handOver()
 	n.shutGate()
 	n.keep.Wait()
+	n.stopFresh()
+	<-n.freshening
 	<-n.watching
 	n.drain()
 	if err := errors.Join(n.stopRaft(), n.port.close(), n.store.Close()); err != nil {
