@@ -99,6 +99,24 @@ func TestRulesReadBackAsWritten(t *testing.T) {
 	}
 }
 
+func TestByteRatesReadBack(t *testing.T) {
+	tools, err := findTools(t.Context())
+	require.NoError(t, err)
+	inNamespace(t, func(ctx context.Context) {
+		for _, rate := range []int{1, 1024, 16000, 1 << 20, 1_500_000, 10_000_000, 100 << 20, 125_000_000, 1_250_000_000, 9e9} {
+			k := kernel{tools: tools, bounds: Bounds{BytesPerSecond: rate}.orDefault()}
+			require.NoError(t, k.restoreAll(ctx, nil))
+			have, _, err := k.readStable(ctx)
+			require.NoError(t, err)
+			require.Empty(t, have.diff(k.meant(nil)), rate)
+			k.bounds.BytesPerSecond /= 2
+			if rate > 2048 {
+				require.Equal(t, []string{"raw"}, have.diff(k.meant(nil)), rate)
+			}
+		}
+	})
+}
+
 // inNamespace calls f on a thread in a namespace of its own that ends with it.
 func inNamespace(t *testing.T, f func(context.Context)) {
 	t.Helper()
