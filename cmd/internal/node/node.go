@@ -200,7 +200,7 @@ func (n *Node) startOwner(ctx context.Context, images *hypervisor.Images) (err e
 	n.owner, err = hypervisor.New(hypervisor.Config{
 		Node: n.id, DataDir: n.cfg.DataDir, Images: images, VMM: n.choice, KernelArgs: n.cfg.KernelArgs,
 		Log: n.log, NewIntentID: cluster.NewIntentID, Logger: n.cfg.Logger, Metrics: n.registry,
-		Deadline: n.cfg.IntentDeadline,
+		Deadline: n.cfg.IntentDeadline, Peers: transfers{n.log},
 	})
 	if err != nil {
 		return err
@@ -270,6 +270,7 @@ func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
 
 func (n *Node) startAPI(ctx context.Context) (err error) {
 	n.tunnels.serve(n.owner)
+	transfers{n.log}.serve(n.owner)
 	n.api, err = httpd.New(httpd.Config{
 		Addr: n.cfg.Listen, AdminSocket: n.AdminSocket(), Log: n.log, Ready: n.ready,
 		Guests:     guests{n.id, n.log.State, n.owner, n.tunnels},
