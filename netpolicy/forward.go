@@ -2,6 +2,7 @@ package netpolicy
 
 import (
 	"net/netip"
+	"slices"
 
 	"stillframe/netpolicy/policy"
 )
@@ -60,6 +61,9 @@ func overlapsAny(p netip.Prefix, others []netip.Prefix) bool {
 // within tells whether f surely carries nothing that g does not. It looks at whole ranges, not at every address, so it
 // may say no where a closer look would say yes; who asks then takes the longer way.
 func (f forwarding) within(g forwarding) bool {
+	if slices.Equal(f, g) {
+		return true
+	}
 	for _, v := range f {
 		if v.allow && !g.carriesAllOf(v.to, f) {
 			return false

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -20,8 +19,6 @@ import (
 	"stillframe/netpolicy/internal/farside"
 	"stillframe/netpolicy/policy"
 )
-
-func TestMain(m *testing.M) { os.Exit(farside.Main(m)) }
 
 // fakeGate answers every connection with where it was opened to, and every datagram with "dns". What decides by name is
 // not this package's matter; that everything arrives here, as what it is, is.
@@ -101,16 +98,20 @@ func (s *fakeSession) CACertPEM() []byte { return nil }
 
 func nothing(string) {}
 
-func newManager(t *testing.T, change ...func(*netpolicy.Config)) *netpolicy.Manager {
-	t.Helper()
-	cfg := netpolicy.Config{
+func config() netpolicy.Config {
+	return netpolicy.Config{
 		Instance: "test",
 		Floor: policy.NewFloor([]netip.Prefix{netip.PrefixFrom(farside.HostAddr, 32)},
 			[]netip.Prefix{netip.MustParsePrefix("198.51.100.77/32")}, netpolicy.Reserved(netpolicy.DefaultPool)),
 		Gate:     &fakeGate{},
 		Interval: 100 * time.Millisecond,
-		Logger:   slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
+}
+
+func newManager(t *testing.T, change ...func(*netpolicy.Config)) *netpolicy.Manager {
+	t.Helper()
+	cfg := config()
+	cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	for _, f := range change {
 		f(&cfg)
 	}

@@ -107,27 +107,28 @@ func (n *Network) mend(ctx context.Context) (drift []string, err error) {
 // rewrite writes the tables named, in the calling thread's namespace. A table that should not be there is emptied.
 func (k *kernel) rewrite(ctx context.Context, tables []string, have tableSet, policies []forwarding) error {
 	var ip4, ip6, arp strings.Builder
-	fixed := false
+	fixed, closed := false, false
 	for _, table := range tables {
-		name := strings.TrimPrefix(strings.TrimPrefix(table, "ip6 "), "arp ")
 		switch {
 		case table == "filter":
 			ip4.WriteString(filterTable(k.bounds, policies...))
 		case table == "raw" || table == "nat":
 			fixed = true
+		case table == "ip6 filter" || table == "ip6 raw":
+			closed = true
 		case table == "arp filter":
 			arp.WriteString(closedARP)
-		case table == "ip6 filter" || table == "ip6 raw":
-			ip6.Reset()
-			ip6.WriteString(closedIPv6)
 		case strings.HasPrefix(table, "ip6 "):
-			defer ip6.WriteString(emptied(name, have[table]))
+			ip6.WriteString(emptied(strings.TrimPrefix(table, "ip6 "), have[table]))
 		default:
-			ip4.WriteString(emptied(name, have[table]))
+			ip4.WriteString(emptied(table, have[table]))
 		}
 	}
 	if fixed {
 		ip4.WriteString(fixedTables(k.bounds))
+	}
+	if closed {
+		ip6.WriteString(closedIPv6)
 	}
 	for _, r := range []struct{ path, text string }{
 		{k.tools.restore, ip4.String()}, {k.tools.restore6, ip6.String()}, {k.tools.restoreARP, arp.String()},

@@ -19,6 +19,9 @@ var policySysctls = []sysctl{
 	{"ipv6/conf/all/forwarding", "0"},
 	// Refusing needs forwarding too: without it the guest would wait for an answer that nobody sends.
 	{"ipv4/ip_forward", "1"},
+	// And refusing every time: by default only one packet a second would be told of. They go to the guest alone, and the
+	// bound on all of a namespace's (icmp_msgs_per_sec) stays.
+	{"ipv4/icmp_ratelimit", "0"},
 	{"ipv4/conf/all/accept_redirects", "0"},
 	{"ipv4/conf/default/accept_redirects", "0"},
 	{"ipv4/conf/all/send_redirects", "0"},
