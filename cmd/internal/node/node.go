@@ -276,9 +276,12 @@ func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
 func (n *Node) startAPI(ctx context.Context) (err error) {
 	n.tunnels.serve(n.owner)
 	transfers{n.log}.serve(n.owner)
+	policies := policies{n.id, n.log.State, n.owner, n.tunnels}
+	policies.serve()
 	n.api, err = httpd.New(httpd.Config{
 		Addr: n.cfg.Listen, AdminSocket: n.AdminSocket(), Log: n.log, Ready: n.ready,
-		Guests:     guests{n.id, n.log.State, n.owner, n.tunnels},
+		Guests:   guests{n.id, n.log.State, n.owner, n.tunnels},
+		Policies: policies, Secrets: n.secrets,
 		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus,
 		Registry: n.registry, Logger: n.cfg.Logger, Version: n.cfg.Version,
 	})
