@@ -34,7 +34,7 @@ const (
 
 // policyAnswer is an owner's answer to another node. Exactly one of Refusal and the rest is meant.
 type policyAnswer struct {
-	Refusal   *refusal         `json:"refusal,omitempty"`
+	Refusal   *refusal               `json:"refusal,omitempty"`
 	Decisions []httpd.PolicyDecision `json:"decisions,omitempty"`
 }
 
