@@ -6,7 +6,7 @@
 // Nodes have one port for each other: mutual TLS, then Raft or calls (see port). A node that is not the leader sends
 // what it is asked to the leader, once.
 //
-// It imports fsm and the Raft libraries, and nothing else of this module.
+// It imports fsm, cluster/seal and the Raft libraries, and nothing else of this module.
 //
 // # Guarantees
 //

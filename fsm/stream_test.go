@@ -21,6 +21,7 @@ func fullWorld(t *testing.T) *world {
 	keyed.Request = Request{Key: "k1", BodyHash: [32]byte{1}}
 	keyed.EnvVars = map[string]string{"A": "1", "B": "2"}
 	keyed.NetworkPolicy = &NetworkPolicy{Mode: "deny-all"}
+	keyed.CA = []byte("sealed seed")
 	w.done(w.ok(keyed).Intent, nil)
 	w.ready("sbx-1", "snap-1", "base")
 	w.ready("sbx-1", "snap-2", "other")
@@ -28,7 +29,13 @@ func fullWorld(t *testing.T) *world {
 	w.ok(w.restore("base", "sbx-2"))
 	w.ok(DeleteSnapshot{Now: w.now, Intent: "int-d1", Org: "org-a", Snapshot: "snap-2"})
 	w.running("sbx-3")
+	w.done(w.ok(w.setPolicy("sbx-3", "int-p1")).Intent, nil)
 	w.ok(DeleteSandbox{Now: w.now, Intent: "int-d2", Org: "org-a", Sandbox: "sbx-3"})
+	w.running("sbx-6")
+	fell := w.complete(w.ok(w.setPolicy("sbx-6", "int-p2")).Intent, nil)
+	fell.Error, fell.PolicyFellBack = Errorf(KindInternal, "no"), true
+	w.ok(fell)
+	w.ok(w.setPolicy("sbx-6", "int-p3"))
 	sb := w.running("sbx-4")
 	w.ok(ReportStopped{Now: w.now, Sandbox: sb.ID, Owner: sb.Owner, Epoch: sb.Epoch, Reason: "gone"})
 	w.fail(w.ok(w.create("sbx-5")).Intent, "no")
@@ -61,11 +68,22 @@ func TestStreamRoundTrip(t *testing.T) {
 	require.Equal(t, w.s.Digest(), next.s.Digest())
 }
 
-// TestGoldenState reads a state that this version wrote when the format was new: later versions must read it, too.
+// TestGoldenState reads states that this and earlier versions wrote: later versions must read them, too. The first is of
+// a version without network policies in force.
 func TestGoldenState(t *testing.T) {
-	path := filepath.Join("testdata", "state-1.golden")
+	old, err := os.ReadFile(filepath.Join("testdata", "state-1.golden"))
+	require.NoError(t, err)
+	s, err := Read(bytes.NewReader(old))
+	require.NoError(t, err)
+	require.NoError(t, s.Check())
+	var again bytes.Buffer
+	_, err = s.WriteTo(&again)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(old, again.Bytes()), "reading and writing changes nothing")
+
+	path := filepath.Join("testdata", "state-1-policy.golden")
 	var buf bytes.Buffer
-	_, err := fullWorld(t).s.WriteTo(&buf)
+	_, err = fullWorld(t).s.WriteTo(&buf)
 	require.NoError(t, err)
 	if *rewrite {
 		require.NoError(t, os.WriteFile(path, buf.Bytes(), 0o644))
@@ -73,7 +91,7 @@ func TestGoldenState(t *testing.T) {
 	want, err := os.ReadFile(path)
 	require.NoError(t, err)
 	require.True(t, bytes.Equal(want, buf.Bytes()), "the format changed: give it a new version and go on reading this")
-	s, err := Read(bytes.NewReader(want))
+	s, err = Read(bytes.NewReader(want))
 	require.NoError(t, err)
 	require.NoError(t, s.Check())
 }

@@ -54,6 +54,9 @@ func (f snapshotFiles) config() string   { return filepath.Join(f.dir, "config.j
 func (f snapshotFiles) state() string    { return filepath.Join(f.dir, "state.json") }
 func (f snapshotFiles) manifest() string { return filepath.Join(f.dir, "manifest.json") }
 
+// dataFiles are the files of a snapshot that its manifest lists.
+var dataFiles = []string{"ram", "disk", vmm.ConfigFile, vmm.StateFile}
+
 // Names inside the VM's configuration. A snapshot refers to its devices by these, so they never change.
 const (
 	baseDisk    = "base"

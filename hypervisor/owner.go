@@ -29,15 +29,19 @@ type Log interface {
 // Config is what an Owner needs. Every field without a default named here is required.
 type Config struct {
 	Node       fsm.NodeID
-	DataDir    string // absolute; holds sandboxes/ and snapshots/
+	DataDir    string // absolute; holds sandboxes/, snapshots/ and copies/
 	Images     *Images
 	VMM        vmm.Choice
 	KernelArgs string // added to the guest kernel's command line; may be empty
 	Log        Log
+	// Secrets opens header values and CA seeds; nil: sandboxes that have any cannot be started here.
+	Secrets Secrets
 	// NewIntentID makes the id of an intent that an outcome opens.
 	NewIntentID func() fsm.IntentID
-	Logger      *slog.Logger
-	Metrics     prometheus.Registerer
+	// Peers reaches the nodes that hold snapshots which are restored here; nil: this node has no others.
+	Peers   Peers
+	Logger  *slog.Logger
+	Metrics prometheus.Registerer
 	// Deadline bounds one intent from its first step to its last; 0 means two minutes.
 	Deadline time.Duration
 	// Grace is how long Run lets intents under way finish after its context ended; 0 means 20 seconds.
@@ -50,6 +54,7 @@ type Owner struct {
 	log     *slog.Logger
 	files   *store.Files
 	metrics *metrics
+	copies  *copies
 	method  store.Method // what the data folder's filesystem can do, probed at New
 
 	mu       sync.Mutex
@@ -74,11 +79,12 @@ func New(cfg Config) (*Owner, error) {
 		log:      cfg.Logger.With("room", "hypervisor"),
 		files:    store.New(),
 		metrics:  newMetrics(cfg.Metrics),
+		copies:   newCopies(filepath.Join(cfg.DataDir, "copies")),
 		machines: map[fsm.SandboxID]*machine{},
 		busy:     map[fsm.IntentID]bool{},
 		ready:    make(chan struct{}),
 	}
-	for _, d := range []string{o.sandboxesDir(), o.snapshotsDir()} {
+	for _, d := range []string{o.sandboxesDir(), o.snapshotsDir(), o.copies.dir} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, err
 		}
@@ -130,6 +136,7 @@ func (o *Owner) Run(ctx context.Context) error {
 		// once too seldom.
 		changed := o.cfg.Log.Changed()
 		o.startOpenIntents(work)
+		o.dropCopies(work, o.cfg.Log.State())
 		select {
 		case <-changed:
 		case <-ctx.Done():

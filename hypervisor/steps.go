@@ -15,6 +15,7 @@ type Step string
 
 // The steps, in the order in which each kind of intent takes them (see Steps).
 const (
+	StepFetch      Step = "fetch"       // the snapshot's files brought to this node, where another holds them
 	StepReserve    Step = "reserve"     // make the sandbox's folder, check space
 	StepNetwork    Step = "network"     // namespace and tap
 	StepDisk       Step = "disk"        // the sandbox's own writable disk
@@ -51,7 +52,7 @@ var Steps = map[fsm.IntentKind][]Step{
 		StepGuestReady, StepIdentity, StepCommit,
 	},
 	fsm.IntentRestore: {
-		StepReserve, StepNetwork, StepDisk, StepMemory, StepVMMStart, StepVMRestore, StepVMResume,
+		StepFetch, StepReserve, StepNetwork, StepDisk, StepMemory, StepVMMStart, StepVMRestore, StepVMResume,
 		StepGuestReady, StepIdentity, StepCommit,
 	},
 	fsm.IntentSnapshot: {
@@ -88,14 +89,19 @@ func failedStep(err error) string {
 
 // runSteps takes the steps in order and stops at the first that fails. The error names the step. The intent's deadline
 // does not bound the commit: the work is done then, and to give up on an outcome that may be in the log already, and
-// undo the work, would leave the log speaking of what is not there.
+// undo the work, would leave the log speaking of what is not there. Nor does it bound a fetch, which takes as long as
+// the data needs and ends by itself when the connection stalls; the deadline begins after it.
 func (o *Owner) runSteps(ctx context.Context, in fsm.Intent, steps []step) error {
-	limited, cancel := context.WithTimeout(ctx, o.cfg.Deadline)
-	defer cancel()
+	var limited context.Context
 	for _, s := range steps {
-		stepCtx := limited
-		if s.name == StepCommit {
-			stepCtx = ctx
+		stepCtx := ctx
+		if s.name != StepCommit && s.name != StepFetch {
+			if limited == nil {
+				var cancel context.CancelFunc
+				limited, cancel = context.WithTimeout(ctx, o.cfg.Deadline)
+				defer cancel()
+			}
+			stepCtx = limited
 		}
 		if err := o.runStep(stepCtx, in, s); err != nil {
 			return err

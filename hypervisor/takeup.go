@@ -40,6 +40,9 @@ func (o *Owner) takeUp(ctx context.Context) error {
 			return fmt.Errorf("sandbox %s: %w", sb.ID, err)
 		}
 	}
+	if err := o.copies.load(); err != nil {
+		return fmt.Errorf("copies of other nodes' snapshots: %w", err)
+	}
 	return o.sweepSnapshots(state)
 }
 

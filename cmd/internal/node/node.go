@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stillframe/cluster"
+	"stillframe/cluster/seal"
 	"stillframe/fsm"
 	"stillframe/httpd"
 	"stillframe/hypervisor"
@@ -54,6 +55,7 @@ type Node struct {
 	cfg      Config
 	id       fsm.NodeID
 	identity *cluster.Identity
+	secrets  *seal.Ring
 	lock     *os.File
 	log      *cluster.Node
 	owner    *hypervisor.Owner
@@ -104,6 +106,9 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.id = n.identity.ID()
+	if n.secrets, err = n.openSecrets(); err != nil {
+		return nil, err
+	}
 	images, err := n.loadImages()
 	if err != nil {
 		return nil, err
@@ -200,7 +205,7 @@ func (n *Node) startOwner(ctx context.Context, images *hypervisor.Images) (err e
 	n.owner, err = hypervisor.New(hypervisor.Config{
 		Node: n.id, DataDir: n.cfg.DataDir, Images: images, VMM: n.choice, KernelArgs: n.cfg.KernelArgs,
 		Log: n.log, NewIntentID: cluster.NewIntentID, Logger: n.cfg.Logger, Metrics: n.registry,
-		Deadline: n.cfg.IntentDeadline,
+		Deadline: n.cfg.IntentDeadline, Peers: transfers{n.log}, Secrets: n.secrets,
 	})
 	if err != nil {
 		return err
@@ -270,9 +275,13 @@ func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
 
 func (n *Node) startAPI(ctx context.Context) (err error) {
 	n.tunnels.serve(n.owner)
+	transfers{n.log}.serve(n.owner)
+	policies := policies{n.id, n.log.State, n.owner, n.tunnels}
+	policies.serve()
 	n.api, err = httpd.New(httpd.Config{
 		Addr: n.cfg.Listen, AdminSocket: n.AdminSocket(), Log: n.log, Ready: n.ready,
-		Guests:     guests{n.id, n.log.State, n.owner, n.tunnels},
+		Guests:   guests{n.id, n.log.State, n.owner, n.tunnels},
+		Policies: policies, Secrets: n.secrets,
 		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus,
 		Registry: n.registry, Logger: n.cfg.Logger, Version: n.cfg.Version,
 	})
