@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stillframe/netpolicy"
-	"stillframe/netpolicy/internal/farside"
+	"stillframe/netpolicy/farside"
 )
 
 func bounded(b netpolicy.Bounds) func(*netpolicy.Config) {

@@ -10,7 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"stillframe/netpolicy"
-	"stillframe/netpolicy/internal/farside"
+	"stillframe/netpolicy/farside"
 	"stillframe/netpolicy/policy"
 )
 

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"stillframe/netpolicy"
-	"stillframe/netpolicy/internal/farside"
+	"stillframe/netpolicy/farside"
 )
 
 func mustPrefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"stillframe/netpolicy"
-	"stillframe/netpolicy/internal/farside"
+	"stillframe/netpolicy/farside"
 	"stillframe/netpolicy/policy"
 )
 
