@@ -54,6 +54,9 @@ func (d *draft) applyOther(cmd Command) Result {
 	case Reseal:
 		return Result{Err: d.applyReseal(c)}
 	}
+	if res, known := d.applyNodes(cmd); known {
+		return res
+	}
 	return Result{Err: Errorf(KindInternal, "%T is not a command", cmd)}
 }
 

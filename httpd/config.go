@@ -2,6 +2,7 @@ package httpd
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"time"
 
@@ -24,6 +25,8 @@ type Config struct {
 	NodeStatus func() NodeStatus
 	// ClusterStatus answers GET /v1/cluster, with digests of the nodes' states where asked for. nil: 501.
 	ClusterStatus func(ctx context.Context, digest bool) ClusterStatus
+	// Backup takes a backup of the whole replicated state for GET /admin/v1/backup. nil: 501.
+	Backup func(ctx context.Context) (io.WriterTo, error)
 	// Registry takes the metrics of this package and is what /metrics shows. nil: a new one.
 	Registry *prometheus.Registry
 	Logger   *slog.Logger // nil: slog.Default

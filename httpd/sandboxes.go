@@ -92,7 +92,11 @@ func (s *Server) sandboxReply(status int, in fsm.Intent) (reply, error) {
 }
 
 func (s *Server) getSandbox(c *call) (reply, error) {
-	sb, err := s.sandbox(c.ctx, c)
+	state, err := s.state(c)
+	if err != nil {
+		return reply{}, err
+	}
+	sb, err := c.ownSandbox(state)
 	if err != nil {
 		return reply{}, err
 	}

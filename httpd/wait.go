@@ -95,6 +95,11 @@ func (s *Server) sandbox(ctx context.Context, c *call) (fsm.Sandbox, error) {
 	if err != nil {
 		return fsm.Sandbox{}, err
 	}
+	return c.ownSandbox(state)
+}
+
+// ownSandbox finds in a state the sandbox that the path names, in the caller's organization.
+func (c *call) ownSandbox(state *fsm.State) (fsm.Sandbox, error) {
 	sb, ok := state.Sandbox(fsm.SandboxID(c.fc.Params("sandbox_id")))
 	if !ok || sb.Org != c.org.ID {
 		return fsm.Sandbox{}, failf(fsm.KindNotFound, "no such sandbox")
@@ -110,6 +115,9 @@ func (s *Server) reachable(ctx context.Context, c *call) (fsm.Sandbox, error) {
 	}
 	if sb.State != fsm.SandboxRunning && sb.State != fsm.SandboxSnapshotting {
 		return sb, failf(fsm.KindConflict, "the sandbox is %s, not running", sb.State)
+	}
+	if n, lost := s.lostNode(sb); lost {
+		return sb, failf(fsm.KindUnavailable, "node %s, on which the sandbox is, does not answer", n.Label())
 	}
 	return sb, nil
 }

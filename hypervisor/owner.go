@@ -59,10 +59,14 @@ type Owner struct {
 
 	mu       sync.Mutex
 	machines map[fsm.SandboxID]*machine
-	busy     map[fsm.IntentID]bool
+	jobs     map[fsm.IntentID]*job
 	stopping bool
+	// seenEpoch is the epoch of this node at which its data and the log were last compared (see comeBack).
+	seenEpoch  uint64
+	comingBack bool
 
 	workers sync.WaitGroup
+	wake    chan struct{} // has the loop look again without a change of the state
 	ready   chan struct{} // closed once the node's VMs are taken up again
 }
 
@@ -81,7 +85,8 @@ func New(cfg Config) (*Owner, error) {
 		metrics:  newMetrics(cfg.Metrics),
 		copies:   newCopies(filepath.Join(cfg.DataDir, "copies")),
 		machines: map[fsm.SandboxID]*machine{},
-		busy:     map[fsm.IntentID]bool{},
+		jobs:     map[fsm.IntentID]*job{},
+		wake:     make(chan struct{}, 1),
 		ready:    make(chan struct{}),
 	}
 	for _, d := range []string{o.sandboxesDir(), o.snapshotsDir(), o.copies.dir} {
@@ -127,18 +132,24 @@ func (o *Owner) snapshotDir(id fsm.SnapshotID) string {
 func (o *Owner) Run(ctx context.Context) error {
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	self, _ := o.cfg.Log.State().Node(o.cfg.Node)
 	if err := o.takeUp(work); err != nil {
 		return fmt.Errorf("take up the node's VMs: %w", err)
 	}
+	o.seenEpoch = self.Epoch
 	close(o.ready)
 	for {
 		// The channel is taken before the state is read: a change in between wakes the loop once too often, never
 		// once too seldom.
 		changed := o.cfg.Log.Changed()
-		o.startOpenIntents(work)
-		o.dropCopies(work, o.cfg.Log.State())
+		state := o.cfg.Log.State()
+		o.obey(state)
+		o.startOpenIntents(work, state)
+		o.watchEpoch(work, state)
+		o.dropCopies(work, state)
 		select {
 		case <-changed:
+		case <-o.wake:
 		case <-ctx.Done():
 			o.windDown(cancel)
 			return nil
@@ -168,37 +179,27 @@ func (o *Owner) windDown(cut context.CancelFunc) {
 }
 
 // startOpenIntents gives every open intent of this node that is not under way a goroutine.
-func (o *Owner) startOpenIntents(ctx context.Context) {
-	for _, in := range o.cfg.Log.State().OpenIntents(o.cfg.Node) {
-		o.mu.Lock()
-		started := o.busy[in.ID] || o.stopping
-		if !started {
-			o.busy[in.ID] = true
-			o.workers.Add(1)
-		}
-		o.mu.Unlock()
-		if started {
+func (o *Owner) startOpenIntents(ctx context.Context, state *fsm.State) {
+	for _, in := range state.OpenIntents(o.cfg.Node) {
+		jobCtx, ok := o.begin(ctx, in)
+		if !ok {
 			continue
 		}
 		go func() {
-			defer o.workers.Done()
-			defer func() {
-				o.mu.Lock()
-				delete(o.busy, in.ID)
-				o.mu.Unlock()
-			}()
-			o.carryOut(ctx, in)
+			defer o.end(in)
+			o.carryOut(ctx, jobCtx, in)
 		}()
 	}
 }
 
 // carryOut does an intent's steps and, where they fail, undoes them and proposes the failure. When ctx was cut off by
-// a shutdown nothing is proposed: the intent stays open for the next start.
-func (o *Owner) carryOut(ctx context.Context, in fsm.Intent) {
+// a shutdown nothing is proposed: the intent stays open for the next start. jobCtx bounds the steps; it ends besides
+// when the log supersedes the intent.
+func (o *Owner) carryOut(ctx, jobCtx context.Context, in fsm.Intent) {
 	began := time.Now()
 	p, err := o.plan(in)
 	if err == nil {
-		err = o.runSteps(ctx, in, p.steps)
+		err = o.runSteps(jobCtx, in, p.steps)
 	}
 	log := o.log.With("intent", in.ID, "kind", in.Kind, "sandbox", in.Sandbox, "snapshot", in.Snapshot)
 	if err == nil {
@@ -207,6 +208,10 @@ func (o *Owner) carryOut(ctx context.Context, in fsm.Intent) {
 	}
 	if ctx.Err() != nil {
 		log.Warn("intent interrupted by shutdown", "error", err)
+		return
+	}
+	if errors.Is(context.Cause(jobCtx), errSuperseded) {
+		o.giveUp(ctx, in, p)
 		return
 	}
 	log.Error("intent failed", "took", time.Since(began), "error", err)

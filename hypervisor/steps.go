@@ -95,7 +95,13 @@ func (o *Owner) runSteps(ctx context.Context, in fsm.Intent, steps []step) error
 	var limited context.Context
 	for _, s := range steps {
 		stepCtx := ctx
-		if s.name != StepCommit && s.name != StepFetch {
+		switch s.name {
+		case StepCommit:
+			if !o.mayCommit(in.ID) {
+				return &stepError{s.name, errSuperseded}
+			}
+		case StepFetch:
+		default:
 			if limited == nil {
 				var cancel context.CancelFunc
 				limited, cancel = context.WithTimeout(ctx, o.cfg.Deadline)

@@ -13,10 +13,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -46,8 +49,10 @@ type Config struct {
 	Overcommit hypervisor.Overcommit
 	// IntentDeadline bounds one create, restore, snapshot or delete on this host; 0 is the owner's default.
 	IntentDeadline time.Duration
-	Version        string
-	Logger         *slog.Logger
+	// NodeLease is how long a node may be silent before the leader gives it up; 0 is the cluster's default.
+	NodeLease time.Duration
+	Version   string
+	Logger    *slog.Logger
 }
 
 // Node is a running node.
@@ -118,7 +123,12 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}
 	cfg.Logger.Info("VMM chosen", "kind", n.choice.Kind, "binary", n.choice.Binary, "version", n.choice.Version,
 		"reason", n.choice.Reason)
-	if err := n.openLog(ctx); err != nil {
+	// Beside the log, which may have to wait for others: no VM is to stand still for that.
+	var resuming sync.WaitGroup
+	resuming.Go(func() { hypervisor.ResumeLeftPaused(ctx, n.cfg.DataDir, cfg.Logger) })
+	err = n.openLog(ctx)
+	resuming.Wait()
+	if err != nil {
 		return nil, err
 	}
 	if err := n.startOwner(ctx, images); err != nil {
@@ -160,7 +170,7 @@ func (n *Node) loadImages() (*hypervisor.Images, error) {
 func (n *Node) openLog(ctx context.Context) (err error) {
 	cfg := cluster.Config{
 		Identity: n.identity, Dir: filepath.Join(n.cfg.DataDir, "raft"), Addr: n.cfg.RaftListen, Logger: n.cfg.Logger,
-		Voters: n.identity.Voters(),
+		Voters: n.identity.Voters(), NodeLease: n.cfg.NodeLease, Version: n.cfg.Version,
 	}
 	if len(cfg.Voters) == 1 {
 		// A single voter waits for nobody: long timeouts would only make its start slow.
@@ -250,6 +260,8 @@ func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
 	commands := []fsm.Command{fsm.RegisterNode{Now: now, Node: fsm.Node{
 		ID: n.id, Name: name, APIAddr: n.cfg.Listen, Capacity: capacity, VMM: string(n.choice.Kind),
 		VMMVersion: n.choice.Version, CPUFingerprint: fingerprint, CloneMethod: n.owner.CloneMethod(), RegisteredAt: now,
+		Templates: digests(images),
+		Level:     fsm.Level,
 	}}}
 	for _, t := range images.Templates {
 		known, ok := n.log.State().TemplateByName("", t.Name)
@@ -273,6 +285,16 @@ func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
 	return nil
 }
 
+// digests lists the images that this node has, in one order at every start.
+func digests(images *hypervisor.Images) []string {
+	var out []string
+	for _, t := range images.Templates {
+		out = append(out, t.Digest)
+	}
+	slices.Sort(out)
+	return out
+}
+
 func (n *Node) startAPI(ctx context.Context) (err error) {
 	n.tunnels.serve(n.owner)
 	transfers{n.log}.serve(n.owner)
@@ -282,7 +304,7 @@ func (n *Node) startAPI(ctx context.Context) (err error) {
 		Addr: n.cfg.Listen, AdminSocket: n.AdminSocket(), Log: n.log, Ready: n.ready,
 		Guests:   guests{n.id, n.log.State, n.owner, n.tunnels},
 		Policies: policies, Secrets: n.secrets,
-		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus,
+		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus, Backup: n.backup,
 		Registry: n.registry, Logger: n.cfg.Logger, Version: n.cfg.Version,
 	})
 	if err != nil {
@@ -295,6 +317,10 @@ func (n *Node) startAPI(ctx context.Context) (err error) {
 	n.serving.Store(true)
 	n.cfg.Logger.Info("serving", "url", n.URL(), "node", n.id)
 	return nil
+}
+
+func (n *Node) backup(ctx context.Context) (io.WriterTo, error) {
+	return n.log.Backup(ctx, n.cfg.Version)
 }
 
 func (n *Node) ready() error {
