@@ -1,8 +1,11 @@
 package netpolicy
 
 import (
+	"context"
 	"os"
 	"path/filepath"
+
+	"stillframe/netpolicy/policy"
 )
 
 // RestoreFrom has iptables-restore started through a link in a folder, which can be led elsewhere while Run runs.
@@ -17,4 +20,17 @@ func (m *Manager) RestoreFrom(dir string) (lead func(program string) error, prog
 		return os.Rename(link+".new", link)
 	}
 	return lead, program, lead(program)
+}
+
+// Fill makes namespaces ready, as Run does.
+func (m *Manager) Fill(ctx context.Context) error { return m.pool.fill(ctx) }
+
+// RulesText gives the rules of a policy, as iptables-restore takes them.
+func RulesText(p policy.Policy) string {
+	plan, err := policy.Compile(p)
+	if err != nil {
+		panic(err)
+	}
+	b := Bounds{}.orDefault()
+	return filterTable(b, forwardingOf(plan, policy.Floor{})) + fixedTables(b)
 }
