@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 
+	"stillframe/netpolicy/gate"
 	"stillframe/netpolicy/policy"
 )
 
@@ -28,7 +29,7 @@ type Ports struct {
 // Session is one sandbox at the gate.
 type Session interface {
 	// Replace makes a plan the one that decides, from the next connection or question on.
-	Replace(*policy.Plan)
+	Replace(*policy.Plan) error
 	// Cut ends connections that the plan does not allow any more.
 	Cut()
 	Close() error
@@ -38,4 +39,4 @@ type Session interface {
 }
 
 // Decision is what the gate decided on a connection or a question, or would decide.
-type Decision = any
+type Decision = gate.Decision

@@ -69,10 +69,11 @@ func (g *fakeGate) Open(p netpolicy.Ports) (netpolicy.Session, error) {
 	return s, nil
 }
 
-func (s *fakeSession) Replace(p *policy.Plan) {
+func (s *fakeSession) Replace(p *policy.Plan) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.plans = append(s.plans, p)
+	return nil
 }
 
 func (s *fakeSession) Cut() {
@@ -92,7 +93,9 @@ func (s *fakeSession) Close() error {
 
 func (s *fakeSession) Log(int) []netpolicy.Decision { return nil }
 
-func (s *fakeSession) Check(context.Context, string, uint16) netpolicy.Decision { return nil }
+func (s *fakeSession) Check(context.Context, string, uint16) netpolicy.Decision {
+	return netpolicy.Decision{}
+}
 
 func (s *fakeSession) CACertPEM() []byte { return nil }
 

@@ -52,7 +52,9 @@ func (n *Network) replace(ctx context.Context, plan *policy.Plan, step func(stri
 	}
 	step(StepGate)
 	n.plan = plan
-	n.session.Replace(plan)
+	if err := n.session.Replace(plan); err != nil {
+		return err
+	}
 	step(StepCut)
 	n.session.Cut()
 	if err := n.flush(next); err != nil {
@@ -97,9 +99,9 @@ func (n *Network) enforce(ctx context.Context, policies ...forwarding) error {
 // denyAll has nothing pass. If the rules cannot be written, the way to the host is taken down.
 func (n *Network) denyAll(ctx context.Context) error {
 	n.plan = nil
-	n.session.Replace(nil)
+	gateErr := n.session.Replace(nil)
 	n.session.Cut()
-	err := errors.Join(n.enforce(ctx, nil), n.flush(nil))
+	err := errors.Join(gateErr, n.enforce(ctx, nil), n.flush(nil))
 	if err != nil {
 		return errors.Join(err, n.seal())
 	}
