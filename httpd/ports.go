@@ -171,11 +171,19 @@ type FileInfo struct {
 
 // NodeStatus is what a node tells of itself at GET /v1/node.
 type NodeStatus struct {
-	ID          fsm.NodeID `json:"id"`
-	Name        string     `json:"name"`
-	Version     string     `json:"version"` // of this program
-	VMM         VMMStatus  `json:"vmm"`
-	CloneMethod string     `json:"clone_method"` // "reflink" or "copy"
+	ID          fsm.NodeID   `json:"id"`
+	Name        string       `json:"name"`
+	Version     string       `json:"version"` // of this program
+	VMM         VMMStatus    `json:"vmm"`
+	CloneMethod string       `json:"clone_method"` // "reflink" or "copy"
+	Egress      EgressStatus `json:"egress"`
+}
+
+// EgressStatus says whether a node can keep network policies in force. One that cannot starts no sandbox.
+type EgressStatus struct {
+	Enforced bool   `json:"enforced"`
+	Reason   string `json:"reason,omitempty"` // why not
+	Pool     string `json:"pool"`             // of sandboxes' addresses, in CIDR form
 }
 
 // VMMStatus says which virtual machine monitor a node uses.

@@ -34,6 +34,10 @@ type Config struct {
 	VMM        vmm.Choice
 	KernelArgs string // added to the guest kernel's command line; may be empty
 	Log        Log
+	// Networks keeps the networks of this node's sandboxes. Nil: NoNetworks says why there are none, and no sandbox is
+	// started here.
+	Networks   Networks
+	NoNetworks string
 	// Secrets opens header values and CA seeds; nil: sandboxes that have any cannot be started here.
 	Secrets Secrets
 	// NewIntentID makes the id of an intent that an outcome opens.
@@ -217,21 +221,20 @@ func (o *Owner) carryOut(ctx, jobCtx context.Context, in fsm.Intent) {
 	log.Error("intent failed", "took", time.Since(began), "error", err)
 	outcome := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch, Error: o.clientError(in, err)}
 	if p.undo != nil {
-		if gone := p.undo(ctx); gone != "" {
-			outcome.SandboxStopped = gone
-			outcome.Error = fsm.Errorf(fsm.KindConflict, "the snapshot could not be taken: the sandbox has stopped (%s)", gone)
-		}
+		p.undo(ctx, &outcome)
 	}
 	if err := o.complete(ctx, outcome); err != nil && ctx.Err() == nil {
 		log.Error("outcome not accepted", "error", err)
 	}
 }
 
-// plan is an intent made concrete: its steps, the last of which commits, and what undoes them. undo returns why the
-// sandbox's VM is gone where a snapshot's source did not survive, else nothing.
+// plan is an intent made concrete: its steps, the last of which commits, and what undoes them. undo adds to the outcome,
+// which has the error already, what has become of the sandbox. giveUp is for what must be undone besides when the log
+// has closed the intent by itself.
 type plan struct {
-	steps []step
-	undo  func(context.Context) (sandboxStopped string)
+	steps  []step
+	undo   func(context.Context, *fsm.Complete)
+	giveUp func()
 }
 
 func (o *Owner) plan(in fsm.Intent) (plan, error) {
@@ -246,6 +249,8 @@ func (o *Owner) plan(in fsm.Intent) (plan, error) {
 		return o.planDelete(in), nil
 	case fsm.IntentDeleteSnapshot:
 		return o.planDeleteSnapshot(in), nil
+	case fsm.IntentSetPolicy:
+		return o.planSetPolicy(in), nil
 	}
 	return plan{}, fsm.Errorf(fsm.KindInternal, "intent kind %q is not known to this node", in.Kind)
 }
@@ -311,6 +316,7 @@ func (o *Owner) clientError(in fsm.Intent, err error) *fsm.Error {
 		fsm.IntentSnapshot:       "the snapshot could not be taken",
 		fsm.IntentDelete:         "the sandbox could not be deleted",
 		fsm.IntentDeleteSnapshot: "the snapshot could not be deleted",
+		fsm.IntentSetPolicy:      "the network policy could not be put in force",
 	}[in.Kind]
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fsm.Errorf(fsm.KindTimeout, "%s in time: %s", what, failedStep(err))

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"stillframe/fsm"
+	"stillframe/netpolicy"
 )
 
 // Step names one step of an intent. The same names stand in code, logs, metrics and crash tests.
@@ -17,7 +18,7 @@ type Step string
 const (
 	StepFetch      Step = "fetch"       // the snapshot's files brought to this node, where another holds them
 	StepReserve    Step = "reserve"     // make the sandbox's folder, check space
-	StepNetwork    Step = "network"     // namespace and tap
+	StepNetwork    Step = "network"     // namespace, the policy in force, links; its own steps are the manager's
 	StepDisk       Step = "disk"        // the sandbox's own writable disk
 	StepMemory     Step = "memory"      // the sandbox's own RAM file
 	StepVMMStart   Step = "vmm-start"   // the VMM process
@@ -40,27 +41,44 @@ const (
 	StepDigest     Step = "digest"      // RAM and disk digested
 	StepPublish    Step = "publish"     // manifest, sync, rename
 
+	StepPolicy Step = "policy" // another network policy in force; its own steps are the manager's
+
 	StepStop   Step = "stop"   // the VMM process ended
 	StepUnlink Step = "unlink" // namespace removed
 	StepRemove Step = "remove" // files removed
 )
 
-// Steps lists, for every kind of intent, its steps in order. Crash tests enumerate it.
+// Steps lists, for every kind of intent, its steps in order, those within a step behind it. Crash tests enumerate it.
 var Steps = map[fsm.IntentKind][]Step{
-	fsm.IntentCreate: {
+	fsm.IntentCreate: within(netpolicy.CreateSteps,
 		StepReserve, StepNetwork, StepDisk, StepMemory, StepVMMStart, StepVMCreate, StepVMBoot,
 		StepGuestReady, StepIdentity, StepCommit,
-	},
-	fsm.IntentRestore: {
+	),
+	fsm.IntentRestore: within(netpolicy.CreateSteps,
 		StepFetch, StepReserve, StepNetwork, StepDisk, StepMemory, StepVMMStart, StepVMRestore, StepVMResume,
 		StepGuestReady, StepIdentity, StepCommit,
-	},
+	),
 	fsm.IntentSnapshot: {
 		StepPrepare, StepAhead, StepPause, StepVMSnapshot, StepCapture, StepResume, StepClock,
 		StepVerify, StepDigest, StepPublish, StepCommit,
 	},
 	fsm.IntentDelete:         {StepStop, StepUnlink, StepRemove, StepCommit},
 	fsm.IntentDeleteSnapshot: {StepRemove, StepCommit},
+	fsm.IntentSetPolicy:      within(netpolicy.ReplaceSteps, StepPolicy, StepCommit),
+}
+
+// within puts the steps that the network's manager takes behind the step that it takes them in.
+func within(subs []string, steps ...Step) []Step {
+	var all []Step
+	for _, s := range steps {
+		all = append(all, s)
+		if s == StepNetwork || s == StepPolicy {
+			for _, sub := range subs {
+				all = append(all, Step(sub))
+			}
+		}
+	}
+	return all
 }
 
 // step is one entry of a running plan.

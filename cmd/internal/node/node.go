@@ -33,6 +33,8 @@ import (
 	"stillframe/httpd"
 	"stillframe/hypervisor"
 	"stillframe/hypervisor/vmm"
+	"stillframe/netpolicy"
+	"stillframe/netpolicy/gate"
 )
 
 // Config says where a node keeps its data and where it listens. DataDir and Listen are required.
@@ -47,6 +49,7 @@ type Config struct {
 	Images     string // images folder; empty: see hypervisor.FindImages
 	KernelArgs string // added to every guest kernel's command line
 	Overcommit hypervisor.Overcommit
+	Egress     EgressConfig
 	// IntentDeadline bounds one create, restore, snapshot or delete on this host; 0 is the owner's default.
 	IntentDeadline time.Duration
 	// NodeLease is how long a node may be silent before the leader gives it up; 0 is the cluster's default.
@@ -67,11 +70,17 @@ type Node struct {
 	api      *httpd.Server
 	tunnels  *tunnels
 	choice   vmm.Choice
+	gate     *gate.Gate
+	networks *netpolicy.Manager // nil: noNetworks says why
 	serving  atomic.Bool
 	registry *prometheus.Registry
 
-	stopOwner context.CancelFunc
-	ownerDone chan error
+	noNetworks string
+
+	stopNetworks context.CancelFunc
+	networksDone chan struct{}
+	stopOwner    context.CancelFunc
+	ownerDone    chan error
 }
 
 // soloTimeout is the election timeout of a cluster of one.
@@ -129,6 +138,9 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	err = n.openLog(ctx)
 	resuming.Wait()
 	if err != nil {
+		return nil, err
+	}
+	if err := n.startNetworks(ctx); err != nil {
 		return nil, err
 	}
 	if err := n.startOwner(ctx, images); err != nil {
@@ -212,12 +224,15 @@ func (n *Node) untilDone(ctx context.Context, what string, try func(context.Cont
 }
 
 func (n *Node) startOwner(ctx context.Context, images *hypervisor.Images) (err error) {
-	n.owner, err = hypervisor.New(hypervisor.Config{
+	cfg := hypervisor.Config{
 		Node: n.id, DataDir: n.cfg.DataDir, Images: images, VMM: n.choice, KernelArgs: n.cfg.KernelArgs,
 		Log: n.log, NewIntentID: cluster.NewIntentID, Logger: n.cfg.Logger, Metrics: n.registry,
-		Deadline: n.cfg.IntentDeadline, Peers: transfers{n.log}, Secrets: n.secrets,
-	})
-	if err != nil {
+		Deadline: n.cfg.IntentDeadline, Peers: transfers{n.log}, Secrets: n.secrets, NoNetworks: n.noNetworks,
+	}
+	if n.networks != nil {
+		cfg.Networks = n.networks
+	}
+	if n.owner, err = hypervisor.New(cfg); err != nil {
 		return err
 	}
 	if err := n.register(ctx, images); err != nil {
@@ -337,7 +352,7 @@ func (n *Node) ready() error {
 func (n *Node) Status() httpd.NodeStatus {
 	self, _ := n.log.State().Node(n.id)
 	return httpd.NodeStatus{
-		ID: n.id, Name: self.Name, Version: n.cfg.Version, CloneMethod: n.owner.CloneMethod(),
+		ID: n.id, Name: self.Name, Version: n.cfg.Version, CloneMethod: n.owner.CloneMethod(), Egress: n.egressStatus(),
 		VMM: httpd.VMMStatus{
 			Kind: string(n.choice.Kind), Binary: n.choice.Binary, Version: n.choice.Version, Reason: n.choice.Reason,
 		},
@@ -398,6 +413,7 @@ func (n *Node) Stop(ctx context.Context) error {
 		n.stopOwner()
 		errs = append(errs, <-n.ownerDone)
 	}
+	errs = append(errs, n.closeNetworks())
 	if n.log != nil {
 		errs = append(errs, n.log.Shutdown(ctx))
 	}
