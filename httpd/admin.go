@@ -20,6 +20,7 @@ func (s *Server) adminRoutes() []route {
 		{method: post, path: "/admin/v1/keys", open: true, do: s.createKey},
 		{method: get, path: "/admin/v1/keys", open: true, do: s.listKeys},
 		{method: del, path: "/admin/v1/keys/{key_id}", open: true, do: s.revokeKey},
+		{method: post, path: "/admin/v1/reseal", open: true, do: s.reseal},
 	}
 }
 
@@ -109,6 +110,18 @@ func (s *Server) listOrgs(c *call) (reply, error) {
 	}
 	out.TotalItems = len(out.Items)
 	return jsonReply(http.StatusOK, out)
+}
+
+// reseal seals the secrets of the state anew. What it has done stays done when it is cut off; the next goes on.
+func (s *Server) reseal(c *call) (reply, error) {
+	if s.cfg.Reseal == nil {
+		return unavailable(c)
+	}
+	done, err := s.cfg.Reseal(c.ctx)
+	if err != nil {
+		return reply{}, err
+	}
+	return jsonReply(http.StatusOK, done)
 }
 
 // findOrg finds an organization by ID or by name.

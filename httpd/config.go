@@ -24,6 +24,8 @@ type Config struct {
 	NodeStatus func() NodeStatus
 	// ClusterStatus answers GET /v1/cluster, with digests of the nodes' states where asked for. nil: 501.
 	ClusterStatus func(ctx context.Context, digest bool) ClusterStatus
+	// Reseal seals all that the state holds with the newest key. nil: 501.
+	Reseal func(ctx context.Context) (Resealed, error)
 	// Registry takes the metrics of this package and is what /metrics shows. nil: a new one.
 	Registry *prometheus.Registry
 	Logger   *slog.Logger // nil: slog.Default
