@@ -81,6 +81,27 @@ func (c *Client) adminPost(ctx context.Context, what string, in, out any) error 
 	}, out)
 }
 
+// Resealed is how sealing the cluster's secrets anew ended.
+type Resealed struct {
+	Key   string          `json:"key"`   // id of the key with which everything is sealed now
+	Count int             `json:"count"` // of values that were sealed anew
+	Raw   json.RawMessage `json:"-"`
+}
+
+// UnmarshalJSON decodes and keeps the exact input in Raw.
+func (r *Resealed) UnmarshalJSON(b []byte) error {
+	type plain Resealed
+	return keepRaw(b, (*plain)(r), &r.Raw)
+}
+
+// Reseal seals the secrets that the cluster keeps with the newest key. It may be repeated.
+func (c *Client) Reseal(ctx context.Context) (Resealed, error) {
+	var out Resealed
+	r := request{method: http.MethodPost, path: []string{"admin", "v1", "reseal"}, want: http.StatusOK}
+	err := c.call(ctx, r, &out)
+	return out, err
+}
+
 // RevokeKey ends a key for good.
 func (c *Client) RevokeKey(ctx context.Context, id string) error {
 	r := request{method: http.MethodDelete, path: []string{"admin", "v1", "keys", id}, want: http.StatusNoContent}
