@@ -19,8 +19,14 @@ import (
 type policies struct {
 	self    fsm.NodeID
 	state   func() *fsm.State
-	owner   *hypervisor.Owner
+	owner   policyOwner
 	tunnels *tunnels
+}
+
+// policyOwner is this node's hypervisor.Owner as its policies are asked about.
+type policyOwner interface {
+	PolicyLog(ctx context.Context, id fsm.SandboxID, limit int) ([]hypervisor.PolicyDecision, error)
+	PolicyCheck(ctx context.Context, id fsm.SandboxID, host string, port uint16) (hypervisor.PolicyDecision, error)
 }
 
 const (
