@@ -53,6 +53,8 @@ func (d *draft) applyOther(cmd Command) Result {
 		return Result{Err: d.applyTick(c)}
 	case Reseal:
 		return Result{Err: d.applyReseal(c)}
+	case SetOrgLimits:
+		return Result{Err: d.applySetOrgLimits(c)}
 	}
 	return Result{Err: Errorf(KindInternal, "%T is not a command", cmd)}
 }

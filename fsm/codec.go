@@ -53,6 +53,7 @@ var decoders = map[CommandType][]func([]byte) (Command, error){
 
 	TypeSetNetworkPolicy: {decodeAs[SetNetworkPolicy]},
 	TypeReseal:           {decodeAs[Reseal]},
+	TypeSetOrgLimits:     {decodeAs[SetOrgLimits]},
 }
 
 // Encode gives a command's bytes for the log; equal commands give equal bytes. A command must be one of this package's
@@ -101,7 +102,7 @@ func typeOf(cmd Command) (CommandType, bool) {
 	case PutOrg, PutKey, RevokeKey, RegisterNode, PutTemplate, CreateSandbox, RestoreSnapshot, CreateSnapshot,
 		DeleteSandbox, DeleteSnapshot, Complete, ReportStopped, BeginRequest, FinishRequest, Tick:
 		return cmd.commandType(), true
-	case SetNetworkPolicy, Reseal:
+	case SetNetworkPolicy, Reseal, SetOrgLimits:
 		return cmd.commandType(), true
 	}
 	return 0, false

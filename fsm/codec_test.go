@@ -28,8 +28,11 @@ func everyCommand() []Command {
 		}},
 	}
 	now := Time(1_700_000_000_123_456_789)
+	limits := []int{7, 8, 9}
 	return []Command{
-		PutOrg{Now: now, Org: Org{ID: "org-a", Name: "alpha", CreatedAt: 5, MaxSandboxes: 10, MaxSnapshots: 300}},
+		PutOrg{Now: now, Org: Org{
+			ID: "org-a", Name: "alpha", CreatedAt: 5, MaxSandboxes: 10, MaxSnapshots: 300, MaxRequests: 600,
+		}},
 		PutKey{Now: now, Key: APIKey{
 			ID: "key-a", Org: "org-a", Label: "laptop", Hash: [32]byte{9}, CreatedAt: 5, RevokedAt: 6,
 		}},
@@ -73,6 +76,9 @@ func everyCommand() []Command {
 		Reseal{
 			Now: now, Sandbox: "sbx-1", Snapshot: "snap-1", Intent: "int-9",
 			Headers: []SealSwap{{Was: "sealed-1", Is: "sealed-2"}}, CA: &SealSwapCA{Was: []byte{1}, Is: []byte{2}},
+		},
+		SetOrgLimits{
+			Now: now, Org: "org-a", MaxSandboxes: &limits[0], MaxSnapshots: &limits[1], MaxRequests: &limits[2],
 		},
 	}
 }

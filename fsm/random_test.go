@@ -186,6 +186,10 @@ func (g *script) next(s *State) Command {
 	case 19, 20:
 		return g.setPolicy(s)
 	case 21:
+		if g.choose(4) == 0 {
+			limit := g.choose(12)
+			return SetOrgLimits{Now: g.now, Org: g.org(), MaxSandboxes: pick(g, nil, &limit), MaxSnapshots: pick(g, nil, &limit)}
+		}
 		return g.reseal(s)
 	default:
 		g.now += pick(g, Time(0), 0, 0, 0, 0, 0, 0, 0, 0, 3600e9, RequestRetention/2)

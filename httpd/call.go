@@ -99,6 +99,9 @@ func (s *Server) run(c *call, r route) (rep reply, err error) {
 		if err := s.authenticate(c); err != nil {
 			return reply{}, err
 		}
+		if err := s.admit(c); err != nil {
+			return reply{}, err
+		}
 	}
 	if enc := c.fc.Get(fiber.HeaderContentEncoding); enc != "" && !strings.EqualFold(enc, "identity") {
 		return reply{}, failf(fsm.KindInvalid, "a body with a Content-Encoding is not accepted")

@@ -12,8 +12,33 @@ import (
 type Org struct {
 	ID        string          `json:"id"`
 	Name      string          `json:"name"`
+	OrgLimits                 // zero is no bound
+	Sandboxes int             `json:"sandboxes"` // what it has now
+	Snapshots int             `json:"snapshots"`
 	CreatedAt time.Time       `json:"created_at"`
 	Raw       json.RawMessage `json:"-"`
+}
+
+// OrgLimits bounds what an organization has at once, and how many requests a minute each node takes from it. Zero is no
+// bound, and nil one that is not to be changed.
+type OrgLimits struct {
+	MaxSandboxes *int `json:"max_sandboxes,omitempty"`
+	MaxSnapshots *int `json:"max_snapshots,omitempty"`
+	MaxRequests  *int `json:"max_requests_per_minute,omitempty"`
+}
+
+// SetOrgLimits changes limits of an organization, given by its id or name, and gives it as it is then.
+func (c *Client) SetOrgLimits(ctx context.Context, org string, limits OrgLimits) (Org, error) {
+	b, err := jsonBody(limits)
+	if err != nil {
+		return Org{}, err
+	}
+	var out Org
+	err = c.call(ctx, request{
+		method: http.MethodPatch, path: []string{"admin", "v1", "orgs", org}, body: b, contentType: "application/json",
+		want: http.StatusOK,
+	}, &out)
+	return out, err
 }
 
 // UnmarshalJSON decodes and keeps the exact input in Raw.
