@@ -27,6 +27,8 @@ type Config struct {
 	ClusterStatus func(ctx context.Context, digest bool) ClusterStatus
 	// Backup takes a backup of the whole replicated state for GET /admin/v1/backup. nil: 501.
 	Backup func(ctx context.Context) (io.WriterTo, error)
+	// Reseal seals all that the state holds with the newest key. nil: 501.
+	Reseal func(ctx context.Context) (Resealed, error)
 	// Registry takes the metrics of this package and is what /metrics shows. nil: a new one.
 	Registry *prometheus.Registry
 	Logger   *slog.Logger // nil: slog.Default

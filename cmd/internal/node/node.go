@@ -315,11 +315,13 @@ func (n *Node) startAPI(ctx context.Context) (err error) {
 	transfers{n.log}.serve(n.owner)
 	policies := policies{n.id, n.log.State, n.owner, n.tunnels}
 	policies.serve()
+	n.serveKeys()
 	n.api, err = httpd.New(httpd.Config{
 		Addr: n.cfg.Listen, AdminSocket: n.AdminSocket(), Log: n.log, Ready: n.ready,
 		Guests:   guests{n.id, n.log.State, n.owner, n.tunnels},
 		Policies: policies, Secrets: n.secrets,
 		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus, Backup: n.backup,
+		Reseal:   n.Reseal,
 		Registry: n.registry, Logger: n.cfg.Logger, Version: n.cfg.Version,
 	})
 	if err != nil {
