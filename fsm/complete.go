@@ -27,7 +27,7 @@ func (d *draft) applyComplete(c Complete) (Intent, *Error) {
 	}
 	d.closeIntent(&in, c)
 	d.putIntent(in)
-	return in, nil
+	return in.withoutSecrets(), nil
 }
 
 // closeIntent does to what an intent is about what its outcome means; the caller puts the intent.

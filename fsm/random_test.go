@@ -416,7 +416,7 @@ func FuzzDecode(f *testing.F) {
 		f.Add(b)
 	}
 	var full bytes.Buffer
-	b, err := os.ReadFile("testdata/state-1-policy.golden")
+	b, err := os.ReadFile("testdata/state-2.golden")
 	require.NoError(f, err)
 	full.Write(b)
 	state, err := Read(&full)
@@ -449,7 +449,7 @@ func FuzzRead(f *testing.F) {
 	require.NoError(f, err)
 	f.Add(b)
 	f.Add(b[:len(b)/2])
-	b, err = os.ReadFile("testdata/state-1-policy.golden")
+	b, err = os.ReadFile("testdata/state-2.golden")
 	require.NoError(f, err)
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {

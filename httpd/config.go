@@ -9,13 +9,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Config is what a Server is made of. Log and Guests are required; the rest has defaults.
+// Config is what a Server is made of. Log, Guests, Policies and Secrets are required; the rest has defaults.
 type Config struct {
 	Addr        string // host:port of the API
 	AdminSocket string // path of the administration socket; empty: none
 
-	Log    Log
-	Guests Guests
+	Log      Log
+	Guests   Guests
+	Policies Policies
+	Secrets  Secrets
 
 	// Ready says why the node is not ready to serve, nil when it is. nil: always ready.
 	Ready func() error

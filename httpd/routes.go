@@ -16,6 +16,7 @@ var openAPI []byte
 const (
 	get   = http.MethodGet
 	post  = http.MethodPost
+	put   = http.MethodPut
 	patch = http.MethodPatch
 	del   = http.MethodDelete
 )
@@ -38,6 +39,10 @@ func (s *Server) apiRoutes() []route {
 		{method: post, path: "/v1/snapshot/restore", do: s.restoreSnapshot},
 		{method: del, path: "/v1/snapshot/{snapshot_id}", do: s.deleteSnapshot},
 		{method: get, path: "/v1/snapshots", read: true, do: s.listSnapshots},
+
+		{method: put, path: sandbox + "/network-policy", do: s.setPolicy},
+		{method: get, path: sandbox + "/network-policy/log", do: s.policyLog},
+		{method: get, path: sandbox + "/network-policy/check", do: s.policyCheck},
 
 		{method: post, path: sandbox + "/process/execute", do: s.execute},
 		{method: post, path: sandbox + "/filesystem/read-file", do: s.file(true, s.readFile)},

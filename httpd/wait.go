@@ -59,6 +59,10 @@ func (s *Server) stillOpen(ctx context.Context, in fsm.Intent, req fsm.Request, 
 	case fsm.IntentDelete:
 		out.resource = &Resource{string(in.Sandbox), string(fsm.SandboxDeleting)}
 		out.message = fmt.Sprintf("sandbox %s is still being deleted", in.Sandbox)
+	case fsm.IntentSetPolicy:
+		out.resource = &Resource{string(in.Sandbox), string(fsm.SandboxRunning)}
+		out.message = fmt.Sprintf("the network policy of sandbox %s is still being replaced; GET /v1/sandbox/%s shows the "+
+			"new one once it is in force", in.Sandbox, in.Sandbox)
 	default:
 		out.resource = &Resource{string(in.Sandbox), string(fsm.SandboxStarting)}
 		out.message = fmt.Sprintf("sandbox %s is still starting; GET /v1/sandbox/%s tells how far it is", in.Sandbox,
@@ -125,4 +129,8 @@ func (c *call) pathID(name string) (string, error) {
 		return "", failf(fsm.KindNotFound, "no such %s", strings.TrimSuffix(name, "_id"))
 	}
 	return id, nil
+}
+
+func notLabel(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-'
 }

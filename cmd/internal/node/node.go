@@ -260,8 +260,8 @@ func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
 	commands := []fsm.Command{fsm.RegisterNode{Now: now, Node: fsm.Node{
 		ID: n.id, Name: name, APIAddr: n.cfg.Listen, Capacity: capacity, VMM: string(n.choice.Kind),
 		VMMVersion: n.choice.Version, CPUFingerprint: fingerprint, CloneMethod: n.owner.CloneMethod(), RegisteredAt: now,
-		Level:     fsm.Level,
 		Templates: digests(images),
+		Level:     fsm.Level,
 	}}}
 	for _, t := range images.Templates {
 		known, ok := n.log.State().TemplateByName("", t.Name)
@@ -297,9 +297,12 @@ func digests(images *hypervisor.Images) []string {
 
 func (n *Node) startAPI(ctx context.Context) (err error) {
 	n.tunnels.serve(n.owner)
+	policies := policies{n.id, n.log.State, n.owner, n.tunnels}
+	policies.serve()
 	n.api, err = httpd.New(httpd.Config{
 		Addr: n.cfg.Listen, AdminSocket: n.AdminSocket(), Log: n.log, Ready: n.ready,
-		Guests:     guests{n.id, n.log.State, n.owner, n.tunnels},
+		Guests:   guests{n.id, n.log.State, n.owner, n.tunnels},
+		Policies: policies, Secrets: n.secrets,
 		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus, Backup: n.backup,
 		Registry: n.registry, Logger: n.cfg.Logger, Version: n.cfg.Version,
 	})
