@@ -2,6 +2,7 @@ package httpd
 
 import (
 	"context"
+	"crypto/tls"
 	"io"
 	"log/slog"
 	"time"
@@ -11,7 +12,9 @@ import (
 
 // Config is what a Server is made of. Log, Guests, Policies and Secrets are required; the rest has defaults.
 type Config struct {
-	Addr        string // host:port of the API
+	Addr string // host:port of the API
+	// TLS is for the API's port; nil: it speaks plain HTTP. The administration socket never has it.
+	TLS         *tls.Config
 	AdminSocket string // path of the administration socket; empty: none
 
 	Log      Log
