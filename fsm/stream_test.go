@@ -68,8 +68,8 @@ func TestStreamRoundTrip(t *testing.T) {
 	require.Equal(t, w.s.Digest(), next.s.Digest())
 }
 
-// TestGoldenState reads states that this and earlier versions wrote: later versions must read them, too. The first is of
-// a version without network policies in force.
+// TestGoldenState reads states that this and earlier versions wrote: later versions must read them, too. The first is
+// of a version without network policies in force.
 func TestGoldenState(t *testing.T) {
 	old, err := os.ReadFile(filepath.Join("testdata", "state-1.golden"))
 	require.NoError(t, err)

@@ -56,7 +56,7 @@ func TestOrgsAndKeys(t *testing.T) {
 			`"max_requests_per_minute":0,"sandboxes":3,"snapshots":4}`},
 		`PATCH /admin/v1/orgs/acme {"max_sandboxes":0,"max_requests_per_minute":60}`: {200, `{"id":"org-1","name":"acme",` +
 			`"max_sandboxes":0,"max_snapshots":5,"max_requests_per_minute":60,"sandboxes":3,"snapshots":4}`},
-		`POST /admin/v1/reseal `: {200, `{"key":"k-new","count":12}`},
+		`POST /admin/v1/reseal `:                              {200, `{"key":"k-new","count":12}`},
 		`POST /admin/v1/keys {"label":"laptop","org":"acme"}`: {201, made},
 		`GET /admin/v1/keys?org=acme `: {200, `{"items":[` +
 			`{"id":"key-1","org":"org-1","org_name":"acme","label":"laptop","created_at":"2026-01-02T11:00:00Z"},` +
