@@ -205,7 +205,7 @@ ip -n "$far" addr add 203.0.113.11/24 dev eth0
 ip -n "$far" link set eth0 up
 mkdir "$data/far"
 echo "hello from the far side" >"$data/far/hello"
-ip netns exec "$far" python3 -m http.server --directory "$data/far" 80 >"$data/far.log" 2>&1 &
+ip netns exec "$far" busybox httpd -f -p 80 -h "$data/far" >"$data/far.log" 2>&1 &
 far_server=$!
 reaches() { quiet_exec "$1" "curl -sSf --retry 5 --retry-connrefused --max-time 20 http://$2/hello 2>&1"; }
 check "without a policy a sandbox reaches it" test "$(reaches "${clones[0]}" 203.0.113.10)" = "hello from the far side"
