@@ -11,6 +11,7 @@ import (
 
 	"stillframe/netpolicy"
 	"stillframe/netpolicy/farside"
+	"stillframe/netpolicy/gate"
 	"stillframe/netpolicy/policy"
 )
 
@@ -62,10 +63,10 @@ func TestCreateThatFailsLeavesNothing(t *testing.T) {
 
 type brokenGate struct {
 	err   error
-	given netpolicy.Ports
+	given gate.Sandbox
 }
 
-func (g *brokenGate) Open(p netpolicy.Ports) (netpolicy.Session, error) {
+func (g *brokenGate) Open(p gate.Sandbox) (netpolicy.Session, error) {
 	g.given = p
 	return nil, g.err
 }

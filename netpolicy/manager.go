@@ -76,7 +76,7 @@ type Manager struct {
 	guarded  bool   // forwarding was off before us
 	hostSeen uint32 // generation of the host's rules that was last found right; of Run alone after NewManager
 
-	turn     int    // number of the look, of Run alone
+	turn int // number of the look, of Run alone
 
 	mu       sync.Mutex
 	networks map[string]*Network // by the name of the namespace

@@ -47,7 +47,7 @@ func (b Bounds) orDefault() Bounds {
 		b.Connections = 4096
 	}
 	if b.NewPerSecond <= 0 {
-		b.NewPerSecond = 200
+		b.NewPerSecond = 500 // the gate's own bound, which refuses and tells, is lower
 	}
 	b.BytesPerSecond = min(b.BytesPerSecond, 4095<<20) // of what the match can count
 	// The kernel counts in ten-thousandths of a second and iptables-save prints what that makes of a rate.

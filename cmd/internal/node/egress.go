@@ -156,7 +156,7 @@ func (n *Node) startNetworks(ctx context.Context) error {
 		return err
 	}
 	n.networks, err = netpolicy.NewManager(netpolicy.Config{
-		Instance: n.instance(), Pool: p.pool, Floor: floor, Gate: sandboxGate{n.gate}, Bounds: n.cfg.Egress.Bounds,
+		Instance: n.instance(), Pool: p.pool, Floor: floor, Gate: netpolicy.Through(n.gate), Bounds: n.cfg.Egress.Bounds,
 		Ready: readyNamespaces, Logger: n.cfg.Logger.With("room", "netpolicy"), Metrics: n.registry,
 	})
 	if err != nil {
