@@ -122,8 +122,9 @@ func (d *draft) deleteSnapshot(c DeleteSnapshot) (Intent, *Error) {
 
 // restoredFrom gives a sandbox that was restored from a snapshot and still exists, the one with the smallest ID.
 func (d *draft) restoredFrom(id SnapshotID) (SandboxID, bool) {
-	it := d.snapshotSandboxes.Root().Iterator()
-	it.SeekPrefix(joined(string(id), ""))
-	_, sb, ok := it.Next()
-	return sb, ok
+	_, sb, ok := d.snapshotSandboxes.from(joined(string(id), "")).next()
+	if !ok {
+		return "", false
+	}
+	return *sb, true
 }

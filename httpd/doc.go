@@ -27,5 +27,6 @@
 //
 // A request goes on when its client hangs up: it ends at its own deadline. A key that was revoked through another
 // node is refused once this node has applied the revocation. Answers longer than fsm.MaxKeptBody are not kept under
-// an Idempotency-Key; a retry is told so.
+// an Idempotency-Key; a retry is told so. The bound on an organization's requests a minute is each node's own: spread over
+// n nodes it is n times as high, and a node that restarts begins anew.
 package httpd

@@ -78,6 +78,12 @@ type Secrets interface {
 	RequestHash(hash [32]byte) [32]byte
 }
 
+// Resealed is how sealing the state's secrets anew ended. It is also the answer's JSON.
+type Resealed struct {
+	Key   string `json:"key"`   // with which everything is sealed now
+	Count int    `json:"count"` // of values that were sealed anew by this call
+}
+
 // ErrGuestUnreachable is wrapped by errors of Guests that brought no answer.
 var ErrGuestUnreachable = errors.New("the sandbox's agent did not answer")
 

@@ -31,6 +31,8 @@ func (f *nodeFlags) add(cmd *cobra.Command, listen string) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.cfg.DataDir, "data", "", "data folder of this node (required)")
 	flags.StringVar(&f.cfg.Listen, "listen", listen, "host:port of the API")
+	flags.StringVar(&f.cfg.TLSCert, "tls-cert", "", "the API's certificate, PEM; taken up anew when it changes")
+	flags.StringVar(&f.cfg.TLSKey, "tls-key", "", "the API's private key, PEM (default: the API is plain HTTP)")
 	flags.StringVar(&f.cfg.Images, "images", "", "images folder (default: STILLFRAME_IMAGES, images beside this "+
 		"program, or /var/lib/stillframe/images)")
 	flags.StringVar(&f.cfg.KernelArgs, "kernel-args", os.Getenv("STILLFRAME_KERNEL_ARGS"),

@@ -163,10 +163,10 @@ func (g *guard) head() error {
 		end, err := headEnd(g.in, seen)
 		var h head
 		switch {
+		case err == nil && end > g.limit, err == nil && end < 0 && len(g.in) > g.limit:
+			err = errHeadLong
 		case err == nil && end > 0:
 			h, err = parseHead(g.in[:end])
-		case err == nil && len(g.in) > g.limit:
-			err = errHeadLong
 		case err == nil:
 			seen = len(g.in)
 			if err := g.more(); err != nil {

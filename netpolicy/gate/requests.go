@@ -293,12 +293,12 @@ func modifyAnswer(res *http.Response) error {
 // upstreamFailed answers when the upstream did not.
 func (t *terminator) upstreamFailed(w http.ResponseWriter, r *http.Request, err error) {
 	ex := exchangeOf(r.Context())
-	if r.Context().Err() != nil {
-		panic(http.ErrAbortHandler) // the guest has gone, or was cut off
-	}
 	why, status, rule := asFailure(err), http.StatusBadGateway, ex.rule
-	if ex.guard != nil && ex.guard.failed() != nil {
+	switch {
+	case ex.flow.ctx.Err() == nil && ex.guard != nil && ex.guard.failed() != nil:
 		why, status = &failure{what: "request", reason: ex.guard.failed().Error()}, http.StatusBadRequest
+	case r.Context().Err() != nil:
+		panic(http.ErrAbortHandler) // the guest has gone, or was cut off
 	}
 	if why.what == "floor" {
 		status, rule = http.StatusForbidden, why.rule

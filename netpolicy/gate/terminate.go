@@ -52,7 +52,7 @@ func newTerminator(s *Session) *terminator {
 	}
 	t.server = &http.Server{
 		Handler: http.HandlerFunc(t.serveHTTP), ReadHeaderTimeout: requestHeadTime, IdleTimeout: idleTime,
-		MaxHeaderBytes: s.limits.HelloBytes, ConnContext: withFlow, TLSConfig: t.tls,
+		MaxHeaderBytes: 2 * s.limits.HelloBytes, ConnContext: withFlow, TLSConfig: t.tls,
 		HTTP2:       &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerStream: 1 << 20, MaxReceiveBufferPerConnection: 4 << 20},
 		ErrorLog:    log.New(io.Discard, "", 0),
 		BaseContext: func(net.Listener) context.Context { return s.ctx },

@@ -403,5 +403,6 @@ func roundTrip(t testing.TB, conn net.Conn, msg string) {
 	require.Equal(t, msg, string(got))
 }
 
-
 func errorsAs(err error, target *net.Error) bool { return errors.As(err, target) }
+
+func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }

@@ -7,6 +7,7 @@ import (
 	"stillframe/netpolicy/policy"
 )
 
+// newGate makes the gate that all sandboxes of this node go out by.
 func (n *Node) newGate(floor policy.Floor, p parsedEgress) (*gate.Gate, error) {
 	g, err := gate.New(gate.Config{
 		Floor: floor, Resolvers: p.resolvers,

@@ -39,10 +39,13 @@ import (
 
 // Config says where a node keeps its data and where it listens. DataDir and Listen are required.
 type Config struct {
-	DataDir    string // made if missing
-	Listen     string // host:port of the API
-	RaftListen string // host:port to listen at for other nodes; empty: as the member list has it
-	Name       string // empty: the member list's, or the host's name
+	DataDir string // made if missing
+	Listen  string // host:port of the API
+	// TLSCert and TLSKey are files in PEM form with the API's certificate (and what is between it and its CA) and key.
+	// Both empty: the API speaks plain HTTP.
+	TLSCert, TLSKey string
+	RaftListen      string // host:port to listen at for other nodes; empty: as the member list has it
+	Name            string // empty: the member list's, or the host's name
 	// Cluster is this node's identity folder (see cluster.OpenIdentity). Empty: a cluster of this node alone, with a CA of
 	// its own in the data folder.
 	Cluster    string
@@ -313,13 +316,19 @@ func digests(images *hypervisor.Images) []string {
 func (n *Node) startAPI(ctx context.Context) (err error) {
 	n.tunnels.serve(n.owner)
 	transfers{n.log}.serve(n.owner)
+	serverTLS, err := n.apiTLS()
+	if err != nil {
+		return err
+	}
 	policies := policies{n.id, n.log.State, n.owner, n.tunnels}
 	policies.serve()
+	n.serveKeys()
 	n.api, err = httpd.New(httpd.Config{
-		Addr: n.cfg.Listen, AdminSocket: n.AdminSocket(), Log: n.log, Ready: n.ready,
+		Addr: n.cfg.Listen, TLS: serverTLS, AdminSocket: n.AdminSocket(), Log: n.log, Ready: n.ready,
 		Guests:   guests{n.id, n.log.State, n.owner, n.tunnels},
 		Policies: policies, Secrets: n.secrets,
 		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus, Backup: n.backup,
+		Reseal:   n.Reseal,
 		Registry: n.registry, Logger: n.cfg.Logger, Version: n.cfg.Version,
 	})
 	if err != nil {
@@ -364,14 +373,18 @@ func (n *Node) AdminSocket() string { return filepath.Join(n.cfg.DataDir, "admin
 
 // URL is the base URL of the API, with an address that a client on this machine can use.
 func (n *Node) URL() string {
+	scheme := "http://"
+	if n.cfg.TLSCert != "" {
+		scheme = "https://"
+	}
 	host, port, err := net.SplitHostPort(n.api.Addr())
 	if err != nil {
-		return "http://" + n.api.Addr()
+		return scheme + n.api.Addr()
 	}
 	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
-	return "http://" + net.JoinHostPort(host, port)
+	return scheme + net.JoinHostPort(host, port)
 }
 
 // Log is the node's replicated log.

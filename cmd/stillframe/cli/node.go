@@ -80,7 +80,7 @@ func (a *app) cluster() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "cluster",
 		Short: "Make a cluster, and show how it is",
-	}, a.clusterStatus())
+	}, a.clusterStatus(), a.reseal())
 }
 
 func (a *app) clusterStatus() *cobra.Command {
