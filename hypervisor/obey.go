@@ -94,11 +94,17 @@ func (o *Owner) giveUp(ctx context.Context, in fsm.Intent, p plan) {
 	if p.undo == nil {
 		return
 	}
-	if gone := p.undo(ctx); gone != "" {
-		if sb, ok := o.cfg.Log.State().Sandbox(in.Sandbox); ok && sb.State == fsm.SandboxRunning {
-			if err := o.propose(ctx, stopped(sb, gone)); err != nil {
-				o.log.Warn("the loss of a VM is not in the log", "sandbox", sb.ID, "error", err)
-			}
+	outcome := fsm.Complete{Error: fsm.Errorf(fsm.KindSuperseded, "%s", errSuperseded)}
+	p.undo(ctx, &outcome)
+	if p.giveUp != nil {
+		p.giveUp()
+	}
+	if outcome.SandboxStopped == "" {
+		return
+	}
+	if sb, ok := o.cfg.Log.State().Sandbox(in.Sandbox); ok && sb.State == fsm.SandboxRunning {
+		if err := o.propose(ctx, stopped(sb, outcome.SandboxStopped)); err != nil {
+			o.log.Warn("the loss of a VM is not in the log", "sandbox", sb.ID, "error", err)
 		}
 	}
 }
