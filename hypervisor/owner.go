@@ -54,11 +54,14 @@ type Owner struct {
 
 	mu       sync.Mutex
 	machines map[fsm.SandboxID]*machine
-	busy     map[fsm.IntentID]bool
+	busy     map[fsm.IntentID]fsm.Intent
+	held     bool // an open intent waits for another one on the same thing to end
 	stopping bool
 
 	workers sync.WaitGroup
 	ready   chan struct{} // closed once the node's VMs are taken up again
+	freed   chan struct{} // holds one when an intent has ended that another one waits for
+	quit    chan struct{} // closed when the daemon ends
 }
 
 // New prepares the data folder and probes its filesystem. It touches no VM: that is Run's work.
@@ -75,8 +78,10 @@ func New(cfg Config) (*Owner, error) {
 		files:    store.New(),
 		metrics:  newMetrics(cfg.Metrics),
 		machines: map[fsm.SandboxID]*machine{},
-		busy:     map[fsm.IntentID]bool{},
+		busy:     map[fsm.IntentID]fsm.Intent{},
 		ready:    make(chan struct{}),
+		freed:    make(chan struct{}, 1),
+		quit:     make(chan struct{}),
 	}
 	for _, d := range []string{o.sandboxesDir(), o.snapshotsDir()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
@@ -121,27 +126,33 @@ func (o *Owner) snapshotDir(id fsm.SnapshotID) string {
 func (o *Owner) Run(ctx context.Context) error {
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	if err := o.takeUp(work); err != nil {
+	changed, state := o.cfg.Log.Changed(), o.cfg.Log.State()
+	if err := o.takeUp(work, state); err != nil {
 		return fmt.Errorf("take up the node's VMs: %w", err)
 	}
 	close(o.ready)
+	// At first by the same state as the take-up: it has left alone what belongs to an intent that was open then, and if
+	// that was closed since, only carrying it out finds that out and undoes it.
+	o.startOpenIntents(work, func() *fsm.State { return state })
 	for {
-		// The channel is taken before the state is read: a change in between wakes the loop once too often, never
-		// once too seldom.
-		changed := o.cfg.Log.Changed()
-		o.startOpenIntents(work)
 		select {
 		case <-changed:
+		case <-o.freed:
 		case <-ctx.Done():
 			o.windDown(cancel)
 			return nil
 		}
+		// The channel is taken before the state is read: a change in between wakes the loop once too often, never
+		// once too seldom.
+		changed = o.cfg.Log.Changed()
+		o.startOpenIntents(work, o.cfg.Log.State)
 	}
 }
 
 // windDown lets intents under way finish for a while, then cuts them off: what they leave is what a crash would leave,
 // and the next start deals with it.
 func (o *Owner) windDown(cut context.CancelFunc) {
+	close(o.quit)
 	o.mu.Lock()
 	o.stopping = true
 	for _, m := range o.machines {
@@ -160,66 +171,100 @@ func (o *Owner) windDown(cut context.CancelFunc) {
 	cut()
 }
 
-// startOpenIntents gives every open intent of this node that is not under way a goroutine.
-func (o *Owner) startOpenIntents(ctx context.Context) {
-	for _, in := range o.cfg.Log.State().OpenIntents(o.cfg.Node) {
-		o.mu.Lock()
-		started := o.busy[in.ID] || o.stopping
-		if !started {
-			o.busy[in.ID] = true
-			o.workers.Add(1)
-		}
-		o.mu.Unlock()
-		if started {
-			continue
-		}
+// startOpenIntents gives every open intent of this node that may start now a goroutine. The state is read while no
+// intent can end: in one read before, an intent that is done and off the books would still be open, and done again.
+func (o *Owner) startOpenIntents(ctx context.Context, state func() *fsm.State) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.stopping {
+		return
+	}
+	var start []fsm.Intent
+	start, o.held = startable(state().OpenIntents(o.cfg.Node), o.busy)
+	for _, in := range start {
+		o.busy[in.ID] = in
+		o.workers.Add(1)
 		go func() {
 			defer o.workers.Done()
-			defer func() {
-				o.mu.Lock()
-				delete(o.busy, in.ID)
-				o.mu.Unlock()
-			}()
+			defer o.free(in)
 			o.carryOut(ctx, in)
 		}()
 	}
 }
 
-// carryOut does an intent's steps and, where they fail, undoes them and proposes the failure. When ctx was cut off by
-// a shutdown nothing is proposed: the intent stays open for the next start.
-func (o *Owner) carryOut(ctx context.Context, in fsm.Intent) {
-	began := time.Now()
-	p, err := o.plan(in)
-	if err == nil {
-		err = o.runSteps(ctx, in, p.steps)
-	}
-	log := o.log.With("intent", in.ID, "kind", in.Kind, "sandbox", in.Sandbox, "snapshot", in.Snapshot)
-	if err == nil {
-		log.Info("intent done", "took", time.Since(began))
+// free says that an intent is no longer being carried out, and has the one that waited for that looked at.
+func (o *Owner) free(in fsm.Intent) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.busy, in.ID)
+	if !o.held {
 		return
 	}
-	if ctx.Err() != nil {
-		log.Warn("intent interrupted by shutdown", "error", err)
-		return
-	}
-	log.Error("intent failed", "took", time.Since(began), "error", err)
-	outcome := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch, Error: o.clientError(in, err)}
-	if p.undo != nil {
-		if gone := p.undo(ctx); gone != "" {
-			outcome.SandboxStopped = gone
-			outcome.Error = fsm.Errorf(fsm.KindConflict, "the snapshot could not be taken: the sandbox has stopped (%s)", gone)
-		}
-	}
-	if err := o.complete(ctx, outcome); err != nil && ctx.Err() == nil {
-		log.Error("outcome not accepted", "error", err)
+	select {
+	case o.freed <- struct{}{}:
+	default:
 	}
 }
 
-// plan is an intent made concrete: its steps, the last of which commits, and what undoes them. undo returns why the
-// sandbox's VM is gone where a snapshot's source did not survive, else nothing.
+// carryOut takes an intent through its course: its steps and, where one fails, what undoes them and the report. When ctx
+// was cut off by a shutdown it stops where it is: the intent stays open for the next start.
+func (o *Owner) carryOut(ctx context.Context, in fsm.Intent) {
+	began := time.Now()
+	log := o.log.With("intent", in.ID, "kind", in.Kind, "sandbox", in.Sandbox, "snapshot", in.Snapshot)
+	limited, cancel := context.WithTimeout(ctx, o.cfg.Deadline)
+	defer cancel()
+	p, failure := o.plan(in)
+	outcome := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch}
+	for c := newCourse(p.names()); c.next != moveEnd; {
+		var err error
+		switch c.next {
+		case moveStep:
+			c, err = o.takeStep(limited, ctx, in, p, c)
+			failure = err
+		case moveUndo:
+			outcome.Error = o.clientError(in, failure) // before the undo, which may make room
+			outcome.SandboxStopped = p.undo(ctx)
+			c = c.undone()
+		case moveReport:
+			log.Error("intent failed", "took", time.Since(began), "error", failure)
+			if outcome.Error == nil {
+				outcome.Error = o.clientError(in, failure)
+			}
+			if gone := outcome.SandboxStopped; gone != "" {
+				outcome.Error = fsm.Errorf(fsm.KindConflict,
+					"the snapshot could not be taken: the sandbox has stopped (%s)", gone)
+			}
+			var v verdict
+			if v, err = o.complete(ctx, in, outcome); v == verdictRefused {
+				log.Warn("the log has superseded the intent", "error", err)
+			}
+			c = c.reported(v)
+		}
+		if ctx.Err() != nil && c.next != moveEnd {
+			log.Warn("intent interrupted by shutdown", "error", err)
+			return
+		}
+	}
+	if failure == nil {
+		log.Info("intent done", "took", time.Since(began))
+	}
+}
+
+// plan is an intent made concrete: its steps, the last of which commits with what fill adds to the outcome, and what
+// undoes them. undo is there when planning failed, too; it returns why the sandbox's VM is gone where a snapshot's source
+// did not survive, else nothing.
 type plan struct {
 	steps []step
+	fill  func(*fsm.Complete)
 	undo  func(context.Context) (sandboxStopped string)
+}
+
+func (p plan) names() []Step {
+	names := make([]Step, 0, len(p.steps))
+	for _, s := range p.steps {
+		names = append(names, s.name)
+	}
+	return names
 }
 
 func (o *Owner) plan(in fsm.Intent) (plan, error) {
@@ -235,52 +280,25 @@ func (o *Owner) plan(in fsm.Intent) (plan, error) {
 	case fsm.IntentDeleteSnapshot:
 		return o.planDeleteSnapshot(in), nil
 	}
-	return plan{}, fsm.Errorf(fsm.KindInternal, "intent kind %q is not known to this node", in.Kind)
+	return plan{undo: nothingToUndo}, fsm.Errorf(fsm.KindInternal, "intent kind %q is not known to this node", in.Kind)
 }
 
-// commit is the last step of every plan: the outcome enters the log.
-func (o *Owner) commit(in fsm.Intent, fill func(*fsm.Complete)) step {
-	return step{StepCommit, func(ctx context.Context) error {
-		c := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch}
-		if fill != nil {
-			fill(&c)
-		}
-		return o.complete(ctx, c)
-	}}
-}
-
-// complete proposes an outcome until the log's answer is known. Completions are fenced by owner and epoch, so that
-// repeating one is harmless: a repetition of an accepted one is refused as superseded, and told apart by the state.
-func (o *Owner) complete(ctx context.Context, c fsm.Complete) error {
+// complete proposes an outcome until the log's answer is known, or ctx ends. The error is the last answer's.
+func (o *Owner) complete(ctx context.Context, in fsm.Intent, c fsm.Complete) (verdict, error) {
 	for {
 		c.Now = fsm.At(time.Now())
 		_, err := o.cfg.Log.Apply(ctx, c)
-		var refused *fsm.Error
-		switch {
-		case err == nil:
-			return nil
-		case errors.As(err, &refused) && refused.Kind == fsm.KindSuperseded:
-			if in, ok := o.cfg.Log.State().Intent(c.Intent); ok && closedAs(in, c) {
-				return nil
-			}
-			return err
-		case errors.As(err, &refused) && refused.Kind != fsm.KindUnknown && refused.Kind != fsm.KindUnavailable:
-			return err
+		v := judge(o.cfg.Log.State(), in, c, err)
+		if v != verdictAgain {
+			return v, err
 		}
 		o.log.Warn("outcome not in the log yet, trying again", "intent", c.Intent, "error", err)
 		select {
 		case <-ctx.Done():
-			return errors.Join(err, ctx.Err())
+			return v, errors.Join(err, ctx.Err())
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
-}
-
-func closedAs(in fsm.Intent, c fsm.Complete) bool {
-	if c.Error != nil {
-		return in.State == fsm.IntentFailed
-	}
-	return in.State == fsm.IntentDone
 }
 
 // clientError turns a step's failure into what the log keeps and the client reads: an error with a kind keeps its kind

@@ -86,22 +86,26 @@ func failedStep(err error) string {
 	return "planning"
 }
 
-// runSteps takes the steps in order and stops at the first that fails. The error names the step. The intent's deadline
-// does not bound the commit: the work is done then, and to give up on an outcome that may be in the log already, and
-// undo the work, would leave the log speaking of what is not there.
-func (o *Owner) runSteps(ctx context.Context, in fsm.Intent, steps []step) error {
-	limited, cancel := context.WithTimeout(ctx, o.cfg.Deadline)
-	defer cancel()
-	for _, s := range steps {
-		stepCtx := limited
-		if s.name == StepCommit {
-			stepCtx = ctx
-		}
-		if err := o.runStep(stepCtx, in, s); err != nil {
-			return err
-		}
+// takeStep takes the next step of a course. limited bounds every step but the commit, for which ctx is: the work is done
+// then, and to give up on an outcome that may be in the log already, and undo the work, would leave the log speaking of
+// what is not there. The error names the step.
+func (o *Owner) takeStep(limited, ctx context.Context, in fsm.Intent, p plan, c course) (course, error) {
+	if c.step() != StepCommit {
+		err := o.runStep(limited, in, p.steps[c.at])
+		return c.stepped(err == nil), err
 	}
-	return nil
+	v := verdictAgain
+	err := o.runStep(ctx, in, step{StepCommit, func(ctx context.Context) (err error) {
+		outcome := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch}
+		if p.fill != nil {
+			p.fill(&outcome)
+		}
+		if v, err = o.complete(ctx, in, outcome); v == verdictSettled {
+			return nil
+		}
+		return err
+	}})
+	return c.committed(v), err
 }
 
 func (o *Owner) runStep(ctx context.Context, in fsm.Intent, s step) error {
