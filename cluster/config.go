@@ -39,6 +39,10 @@ type Config struct {
 	EnqueueTimeout time.Duration
 	// TickInterval is how often the leader looks whether time has made something due.
 	TickInterval time.Duration
+	// NodeLease is how long a node may be silent before the leader gives it up.
+	NodeLease time.Duration
+	// Version is of the program, for the status that other nodes ask for.
+	Version string
 	// TransferTimeout bounds handing the leadership over at Shutdown; DrainTimeout waiting for open proposals there.
 	TransferTimeout, DrainTimeout time.Duration
 
@@ -68,6 +72,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.IOTimeout, 10*time.Second)
 	setDefault(&c.EnqueueTimeout, 5*time.Second)
 	setDefault(&c.TickInterval, time.Second)
+	setDefault(&c.NodeLease, 30*time.Second)
 	setDefault(&c.TransferTimeout, 5*time.Second)
 	setDefault(&c.DrainTimeout, 3*time.Second)
 	setDefault(&c.SnapshotInterval, 2*time.Minute)

@@ -50,6 +50,9 @@ func (d *draft) applyOther(cmd Command) Result {
 	case Tick:
 		return Result{Err: d.applyTick(c)}
 	}
+	if res, known := d.applyNodes(cmd); known {
+		return res
+	}
 	return Result{Err: Errorf(KindInternal, "%T is not a command", cmd)}
 }
 

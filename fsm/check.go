@@ -12,7 +12,7 @@ import (
 // the state and is meant for tests and for diagnosis: Apply keeps the invariants without it.
 func (s *State) Check() error {
 	for _, check := range []func(*State) error{
-		checkIndexes, checkSandboxes, checkSnapshots, checkIntents, checkRequests, checkReferences,
+		checkIndexes, checkSandboxes, checkSnapshots, checkIntents, checkRequests, checkReferences, checkNodes,
 	} {
 		if err := check(s); err != nil {
 			return err
@@ -188,6 +188,19 @@ func checkReferences(s *State) error {
 	for _, k := range all(s.keys) {
 		if _, ok := s.Org(k.Org); !ok {
 			return fmt.Errorf("key %s refers to organization %q", k.ID, k.Org)
+		}
+	}
+	return nil
+}
+
+// checkNodes tests invariant 10.
+func checkNodes(s *State) error {
+	for _, n := range all(s.nodes) {
+		if open := s.OpenIntents(n.ID); len(open) > 0 && (n.Lost() || n.Removed()) {
+			return fmt.Errorf("node %s, lost at %d, removed at %d, has open intent %s", n.ID, n.LostAt, n.RemovedAt, open[0].ID)
+		}
+		if n.Removed() && len(s.SandboxesOn(n.ID))+len(s.SnapshotsOn(n.ID)) > 0 {
+			return fmt.Errorf("node %s was removed and holds something", n.ID)
 		}
 	}
 	return nil

@@ -48,6 +48,10 @@ var decoders = map[CommandType][]func([]byte) (Command, error){
 	TypeBeginRequest:    {decodeAs[BeginRequest]},
 	TypeFinishRequest:   {decodeAs[FinishRequest]},
 	TypeTick:            {decodeAs[Tick]},
+	TypeMarkNode:        {decodeAs[MarkNode]},
+	TypePutMember:       {decodeAs[PutMember]},
+	TypeRemoveNode:      {decodeAs[RemoveNode]},
+	TypeDrainNode:       {decodeAs[DrainNode]},
 }
 
 // Encode gives a command's bytes for the log; equal commands give equal bytes. A command must be one of this package's
@@ -95,6 +99,8 @@ func typeOf(cmd Command) (CommandType, bool) {
 	switch cmd.(type) {
 	case PutOrg, PutKey, RevokeKey, RegisterNode, PutTemplate, CreateSandbox, RestoreSnapshot, CreateSnapshot,
 		DeleteSandbox, DeleteSnapshot, Complete, ReportStopped, BeginRequest, FinishRequest, Tick:
+		return cmd.commandType(), true
+	case MarkNode, PutMember, RemoveNode, DrainNode:
 		return cmd.commandType(), true
 	}
 	return 0, false

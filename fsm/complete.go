@@ -25,18 +25,23 @@ func (d *draft) applyComplete(c Complete) (Intent, *Error) {
 		in.State = IntentFailed
 		in.Error = &Error{Kind: c.Error.Kind, Message: cut(c.Error.Message), Field: cut(c.Error.Field)}
 	}
-	switch in.Kind {
-	case IntentCreate, IntentRestore:
-		d.closeStart(&in)
-	case IntentSnapshot:
-		d.closeSnapshot(&in, c)
-	case IntentDelete:
-		d.closeDelete(&in)
-	case IntentDeleteSnapshot:
-		d.closeDeleteSnapshot(&in)
-	}
+	d.closeIntent(&in, c)
 	d.putIntent(in)
 	return in, nil
+}
+
+// closeIntent does to what an intent is about what its outcome means; the caller puts the intent.
+func (d *draft) closeIntent(in *Intent, c Complete) {
+	switch in.Kind {
+	case IntentCreate, IntentRestore:
+		d.closeStart(in)
+	case IntentSnapshot:
+		d.closeSnapshot(in, c)
+	case IntentDelete:
+		d.closeDelete(in)
+	case IntentDeleteSnapshot:
+		d.closeDeleteSnapshot(in)
+	}
 }
 
 // completable refuses a completion that says too little.

@@ -18,6 +18,9 @@ func (d *draft) createSnapshot(c CreateSnapshot) (Intent, *Error) {
 		return Intent{}, Errorf(KindConflict, "sandbox %s is %s; only a running one can be snapshotted", sb.ID,
 			sb.State)
 	}
+	if err := d.ownerThere(sb.Owner); err != nil {
+		return Intent{}, err
+	}
 	if _, ok := d.Snapshot(c.Snapshot); ok {
 		return Intent{}, Errorf(KindConflict, "snapshot %s already exists", c.Snapshot)
 	}
@@ -109,9 +112,9 @@ func (d *draft) deleteSnapshot(c DeleteSnapshot) (Intent, *Error) {
 	sn.State, sn.Intent = SnapshotDeleting, c.Intent
 	sn.Epoch++
 	d.putSnapshot(sn)
-	return d.openIntent(c.Now, Request{}, Intent{
+	return d.openOn(c.Now, d.openIntent(c.Now, Request{}, Intent{
 		ID: c.Intent, Kind: IntentDeleteSnapshot, Org: c.Org, Snapshot: sn.ID, Owner: sn.Owner, Epoch: sn.Epoch,
-	}), nil
+	})), nil
 }
 
 // restoredFrom gives a sandbox that was restored from a snapshot and still exists, the one with the smallest ID.

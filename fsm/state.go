@@ -3,6 +3,7 @@ package fsm
 import (
 	"encoding/binary"
 	"iter"
+	"slices"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 )
@@ -93,11 +94,13 @@ func (s *State) KeyByHash(hash [32]byte) (APIKey, bool) {
 // Keys gives the keys of an organization, good and revoked, by ID.
 func (s *State) Keys(org OrgID) []APIKey { return follow(s.orgKeys, joined(string(org), ""), s.Key) }
 
-// Node gives a node.
+// Node gives a node, also one that was removed.
 func (s *State) Node(id NodeID) (Node, bool) { return s.nodes.Get([]byte(id)) }
 
-// Nodes gives every node, by ID.
-func (s *State) Nodes() []Node { return all(s.nodes) }
+// Nodes gives the nodes of the cluster, by ID: registered or not, but none that was removed.
+func (s *State) Nodes() []Node {
+	return slices.DeleteFunc(all(s.nodes), Node.Removed)
+}
 
 // Used gives what a node holds, against its Capacity: the virtual CPUs and memory of its sandboxes that are not
 // stopped, the disk of all its sandboxes, and what its snapshots have stored. A snapshot that is creating counts

@@ -120,7 +120,7 @@ func (s *Server) listSandboxes(c *call) (reply, error) {
 		return state == "" || string(sb.State) == state
 	})
 	byState := func(sb fsm.Sandbox) string { return string(sb.State) }
-	return jsonReply(http.StatusOK, cut(p, items, byState, sandboxItemView))
+	return jsonReply(http.StatusOK, cut(p, items, byState, s.sandboxItemView))
 }
 
 func (s *Server) listSnapshots(c *call) (reply, error) {

@@ -164,6 +164,7 @@ type ClusterNode struct {
 	Voter         bool            `json:"voter"`
 	Leader        bool            `json:"leader"`
 	Drained       bool            `json:"drained"`
+	Lost          bool            `json:"lost"` // the leader has given it up: it has been silent for a lease
 	Reachable     bool            `json:"reachable"`
 	LastContactMS *int64          `json:"last_contact_ms"` // since the answering node heard it; nil: not since it started
 	Role          string          `json:"role,omitempty"`  // follower, candidate, leader or shutdown
@@ -178,6 +179,10 @@ type ClusterNode struct {
 	VMM           string          `json:"vmm"`
 	VMMVersion    string          `json:"vmm_version"`
 	CloneMethod   string          `json:"clone_method"`
+	Version       string          `json:"version,omitempty"` // of this program
+	// SkewMS is how far the node's clock is ahead of the answering node's, known to half of TripMS.
+	SkewMS float64 `json:"skew_ms"`
+	TripMS float64 `json:"trip_ms"`
 }
 
 // ClusterCapacity is what a node promises to sandboxes, or has left of it. Memory and disk are MiB.

@@ -107,6 +107,9 @@ func (s *Server) reachable(ctx context.Context, c *call) (fsm.Sandbox, error) {
 	if sb.State != fsm.SandboxRunning && sb.State != fsm.SandboxSnapshotting {
 		return sb, failf(fsm.KindConflict, "the sandbox is %s, not running", sb.State)
 	}
+	if n, lost := s.lostNode(sb); lost {
+		return sb, failf(fsm.KindUnavailable, "node %s, on which the sandbox is, does not answer", n.Label())
+	}
 	return sb, nil
 }
 

@@ -12,7 +12,7 @@ import (
 // the same code runs a node and is explored in every interleaving by the tests (see TestModel).
 
 // move is what is to be done next for an intent.
-type move int
+type move uint8
 
 const (
 	moveStep   move = iota // take the step that the course names
@@ -26,6 +26,7 @@ type course struct {
 	steps []Step // the last one commits
 	at    int    // steps before this one are done
 	next  move
+	over  bool // the log has closed the intent without this node
 }
 
 func newCourse(steps []Step) course {
@@ -59,10 +60,18 @@ func (c course) committed(v verdict) course {
 	return c.stepped(v == verdictSettled)
 }
 
-// undone says that what the steps made is taken back. Whether the log has superseded the intent need not be known: the
-// report of a superseded owner is refused, and changes nothing.
+// superseded says that the log is known to have closed the intent. An owner that does not know it yet goes on, and comes
+// to no harm: its outcome is refused.
+func (c course) superseded() course {
+	c.next, c.over = moveUndo, true
+	return c
+}
+
+// undone says that what the steps made is taken back.
 func (c course) undone() course {
-	c.next = moveReport
+	if c.next = moveReport; c.over {
+		c.next = moveEnd
+	}
 	return c
 }
 
@@ -117,6 +126,15 @@ func hasOutcome(state *fsm.State, in fsm.Intent, failed bool) bool {
 	return true
 }
 
+// closedWithout tells whether the log has closed an intent under way against what this node is doing. That it is closed is
+// not enough: an outcome of an earlier run of the daemon may have come late, and what that is about must stay.
+func closedWithout(state *fsm.State, in fsm.Intent) bool {
+	if now, ok := state.Intent(in.ID); ok && now.State == fsm.IntentOpen {
+		return false
+	}
+	return !hasOutcome(state, in, false)
+}
+
 // keepsSandbox tells whether the log accounts for what a node has of a sandbox.
 func keepsSandbox(state *fsm.State, node fsm.NodeID, id fsm.SandboxID) bool {
 	sb, ok := state.Sandbox(id)
@@ -160,7 +178,7 @@ func snapshotSteps(published, begun bool) []Step {
 // startable gives the open intents to start, given those that are being carried out. One thing has one intent at a
 // time: when the log has superseded an intent, its owner may still be at work on the same sandbox, and to undo that
 // would take the next one's pause or files away.
-func startable(open []fsm.Intent, busy map[fsm.IntentID]fsm.Intent) (start []fsm.Intent, held bool) {
+func startable(open []fsm.Intent, busy map[fsm.IntentID]fsm.Intent) (start []fsm.Intent) {
 	sandboxes, snapshots := map[fsm.SandboxID]bool{"": false}, map[fsm.SnapshotID]bool{"": false}
 	for _, in := range busy {
 		sandboxes[in.Sandbox], snapshots[in.Snapshot] = in.Sandbox != "", in.Snapshot != ""
@@ -170,11 +188,10 @@ func startable(open []fsm.Intent, busy map[fsm.IntentID]fsm.Intent) (start []fsm
 			continue
 		}
 		if sandboxes[in.Sandbox] || snapshots[in.Snapshot] {
-			held = true
 			continue
 		}
 		sandboxes[in.Sandbox], snapshots[in.Snapshot] = in.Sandbox != "", in.Snapshot != ""
 		start = append(start, in)
 	}
-	return start, held
+	return start
 }

@@ -146,5 +146,5 @@ func (b *birth) identity(ctx context.Context) error {
 	if !got.Reseeded || got.SandboxID != string(b.sb.ID) {
 		return fmt.Errorf("the agent took identity %q (reseeded %t)", got.SandboxID, got.Reseeded)
 	}
-	return nil
+	return os.WriteFile(b.files.born(), nil, 0o600)
 }

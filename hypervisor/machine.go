@@ -43,6 +43,7 @@ func (f machineFiles) log() string     { return filepath.Join(f.dir, "vmm.log") 
 func (f machineFiles) output() string  { return filepath.Join(f.dir, "vmm.out") }
 func (f machineFiles) serial() string  { return filepath.Join(f.dir, "serial.log") }
 func (f machineFiles) events() string  { return filepath.Join(f.dir, "events.json") }
+func (f machineFiles) born() string    { return filepath.Join(f.dir, "born") }    // there once it has its identity
 func (f machineFiles) saved() string   { return filepath.Join(f.dir, "restore") } // what the VMM restores from
 
 // snapshotFiles are the paths in a snapshot's folder.

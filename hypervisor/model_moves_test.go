@@ -2,7 +2,6 @@ package hypervisor
 
 import (
 	"fmt"
-	"slices"
 
 	"stillframe/fsm"
 )
@@ -69,6 +68,10 @@ func (e *explorer) clientMoves(w world, i int, out emit) {
 // answered notes the log's answer to a client's request.
 func (w *world) answered(i int, res fsm.Result) (broken string) {
 	c := &w.clients[i]
+	if res.Err != nil && res.Err.Kind == fsm.KindUnavailable {
+		c.phase = unsure // not now, which is no answer to remember
+		return ""
+	}
 	if c.sure != idle && (res.Err == nil) == (c.sure == refused) {
 		broken = fmt.Sprintf("two answers under one key: %d and %v", c.sure, res.Err)
 	}
@@ -138,27 +141,21 @@ func (e *explorer) leaderMoves(w world, out emit) {
 		e.apply(&next, proposal{what: forget})
 		out(next, say("ten minutes pass"), "")
 	}
-	if w.left.giveUps == 0 {
-		return
-	}
 	for n := range w.nodes {
-		for _, in := range e.logs.states[w.log].OpenIntents(nodeID(n)) {
-			if !slices.Contains(givenUp, in.Kind) {
-				continue
-			}
-			next := w
+		self, _ := e.logs.states[w.log].Node(nodeID(n))
+		p := proposal{what: mark, node: uint8(n), epoch: uint8(self.Epoch), failed: !self.Lost()}
+		next := w
+		switch {
+		case self.Lost():
+			e.apply(&next, p)
+			out(next, say("the leader hears of node %d again", n), "")
+		case w.left.giveUps > 0:
 			next.left.giveUps--
-			e.apply(&next, proposal{
-				what: giveUp, n: uint8(number(in.ID)), node: uint8(n), epoch: uint8(in.Epoch), failed: true,
-			})
-			out(next, say("the leader gives up on %s", in.ID), "")
+			e.apply(&next, p)
+			out(next, say("the leader gives up node %d for lost", n), "")
 		}
 	}
 }
-
-// givenUp are the kinds of intent that a leader may fail without the owner's word. A deletion is none: half of the
-// thing may be gone.
-var givenUp = []fsm.IntentKind{fsm.IntentCreate, fsm.IntentRestore, fsm.IntentSnapshot}
 
 func (e *explorer) nodeMoves(w world, n int, out emit) {
 	h := w.nodes[n]
@@ -173,6 +170,8 @@ func (e *explorer) nodeMoves(w world, n int, out emit) {
 		next := w
 		nh := &next.nodes[n]
 		nh.life, nh.at, nh.view, nh.found = takingUp, 0, w.log, w.log
+		self, _ := e.logs.states[w.log].Node(nodeID(n))
+		nh.seen = uint8(self.Epoch)
 		out(next, say("node %d starts", n), "")
 	case takingUp:
 		e.takeUpMove(w, n, out)
@@ -184,6 +183,7 @@ func (e *explorer) nodeMoves(w world, n int, out emit) {
 			}
 		}
 		e.watchMoves(w, n, out)
+		e.comeBackMoves(w, n, out)
 	}
 }
 
@@ -322,4 +322,62 @@ func (e *explorer) watchMoves(w world, n int, out emit) {
 			e.propose(w, n, p, how, func(*world, answer, error) {}, out)
 		}
 	}
+}
+
+// comeBackMoves has a node that was given up for lost compare what it has with the log.
+func (e *explorer) comeBackMoves(w world, n int, out emit) {
+	state := e.logs.states[w.nodes[n].view]
+	self, _ := state.Node(nodeID(n))
+	if self.Lost() || uint8(self.Epoch) == w.nodes[n].seen {
+		return
+	}
+	next := w
+	h := &next.nodes[n]
+	sandboxes, snapshots := e.occupied(&w, n)
+	all := true
+	for i := range h.folders {
+		sb, _ := state.Sandbox(sandboxNo(i))
+		runs := sb.State == fsm.SandboxRunning && sb.Owner == nodeID(n)
+		stray := h.folders[i] && !keepsSandbox(state, nodeID(n), sandboxNo(i))
+		switch {
+		case (stray || runs) && sandboxes[i]:
+			all = false
+		case stray:
+			h.machines[i], h.folders[i], h.attached[i] = noMachine, false, false
+		case runs && !h.attached[i]:
+			h.ended[i] = true
+		}
+	}
+	for i := range h.snapshots {
+		d := &h.snapshots[i]
+		switch stray := !keepsSnapshot(state, nodeID(n), string(snapshotNo(i))); {
+		case stray && (d.tmp || d.final) && snapshots[i]:
+			all = false
+		case stray:
+			d.tmp, d.final = false, false
+		}
+	}
+	if all {
+		h.seen = uint8(self.Epoch)
+	}
+	if *h != w.nodes[n] {
+		out(next, say("node %d comes back", n), "")
+	}
+}
+
+// occupied are the things that an intent under way is about.
+func (e *explorer) occupied(w *world, n int) (sandboxes [maxSandboxes]bool, snapshots [maxSnapshots]bool) {
+	for i, work := range w.nodes[n].work {
+		if !work.active {
+			continue
+		}
+		in := e.intent(w, n, i)
+		if in.Sandbox != "" {
+			sandboxes[number(in.Sandbox)] = true
+		}
+		if in.Snapshot != "" {
+			snapshots[number(in.Snapshot)] = true
+		}
+	}
+	return sandboxes, snapshots
 }

@@ -14,7 +14,7 @@ func (e *explorer) startMoves(w world, n int, out emit) {
 			busy[intentNo(i)] = e.intent(&w, n, i)
 		}
 	}
-	start, _ := startable(state.OpenIntents(nodeID(n)), busy)
+	start := startable(state.OpenIntents(nodeID(n)), busy)
 	for _, in := range start {
 		next := w
 		e.begin(&next, n, in, state)
@@ -87,7 +87,8 @@ func (e *explorer) intent(w *world, n, i int) fsm.Intent {
 // workMoves has a worker do what its course says is next.
 func (e *explorer) workMoves(w world, n, i int, out emit) {
 	in, work := e.intent(&w, n, i), w.nodes[n].work[i]
-	c := course{steps: e.steps(in.Kind, work.begin), at: int(work.at), next: work.next}
+	c := course{steps: e.steps(in.Kind, work.begin), at: int(work.at), next: work.next, over: work.over}
+	e.obeyMoves(w, n, i, in, c, out)
 	how := say("node %d, %s", n, in.ID)
 	switch {
 	case c.next == moveUndo:
@@ -104,6 +105,7 @@ func (e *explorer) workMoves(w world, n, i int, out emit) {
 	case c.step() == StepCommit:
 		p := proposal{what: outcome, n: uint8(i), node: uint8(n), epoch: work.epoch}
 		p.stopped = in.Kind == fsm.IntentSnapshot && w.nodes[n].machines[number(in.Sandbox)] == noMachine
+		w.nodes[n].work[i].proposed = true
 		e.propose(w, n, p, how.and(" is committed"), func(next *world, _ answer, err error) {
 			next.set(n, i, c.committed(e.judge(next, n, in, p, err)))
 		}, out)
@@ -125,6 +127,24 @@ func (e *explorer) workMoves(w world, n, i int, out emit) {
 		}
 		out(next, how.and(": %s: %t", c.step(), ok), "")
 	}
+}
+
+// obeyMoves has a worker hear that its intent is closed without it, before it has proposed anything. A deletion goes on.
+func (e *explorer) obeyMoves(w world, n, i int, in fsm.Intent, c course, out emit) {
+	state := e.logs.states[w.nodes[n].view]
+	now, ok := state.Intent(in.ID)
+	against := closedWithout(state, in)
+	if e.bug == "no second look" {
+		against = !ok || now.State != fsm.IntentOpen
+	}
+	if c.next != moveStep || w.nodes[n].work[i].proposed || in.Kind == fsm.IntentDelete ||
+		in.Kind == fsm.IntentDeleteSnapshot || !against {
+		return
+	}
+	next := w
+	next.nodes[n].work[i].half = false
+	next.set(n, i, c.superseded())
+	out(next, say("node %d hears that %s is closed", n, in.ID), "")
 }
 
 // judge is what the owner makes of the log's answer, by its own view.
@@ -154,7 +174,7 @@ func (w *world) set(n, i int, c course) {
 		*work = worker{}
 		return
 	}
-	work.at, work.next = uint8(c.at), c.next
+	work.at, work.next, work.over = uint8(c.at), c.next, c.over
 }
 
 // effective are the steps that change what a crash leaves behind, as far as the model tells it apart. Dying in one of

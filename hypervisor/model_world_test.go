@@ -43,6 +43,7 @@ type host struct {
 	at        uint8 // how far the take-up is
 	view      int32 // the state of the log that it acts by
 	found     int32 // the one that it takes up by after a restart
+	seen      uint8 // its own epoch when it last compared what it has with the log
 	machines  [maxSandboxes]machineState
 	attached  [maxSandboxes]bool // the daemon watches the machine
 	ended     [maxSandboxes]bool // the machine ended under the daemon's eyes, and that is not reported yet
@@ -83,6 +84,9 @@ type worker struct {
 	at     uint8 // of the course
 	half   bool  // in the middle of a step that is not one instant
 	next   move
+	over   bool // of the course
+	// proposed: an outcome was, and only the log's answer counts.
+	proposed bool
 }
 
 const (
@@ -110,7 +114,7 @@ const (
 	nothing what = iota
 	ask
 	outcome
-	giveUp
+	mark   // the leader says that a node is lost, or there again
 	lost   // a VMM that ended
 	forget // ten minutes pass
 )
@@ -176,7 +180,8 @@ func (l *logs) number(s *fsm.State) int32 {
 	l.numbers[digest] = n
 	var parts [maxNodes]int32
 	for node := range parts {
-		part := fmt.Sprint(node, s.SandboxesOn(nodeID(node)), s.SnapshotsOn(nodeID(node)))
+		self, _ := s.Node(nodeID(node))
+		part := fmt.Sprint(self, s.SandboxesOn(nodeID(node)), s.SnapshotsOn(nodeID(node)))
 		for i := range maxIntents {
 			if in, ok := s.Intent(intentNo(i)); ok && in.Owner == nodeID(node) {
 				part += fmt.Sprint(in.ID, in.State, in.Epoch)
@@ -236,7 +241,9 @@ func (e *explorer) command(w *world, p proposal) fsm.Command {
 		now = modelLater
 	}
 	switch p.what {
-	case outcome, giveUp:
+	case mark:
+		return fsm.MarkNode{Now: now, Node: nodeID(int(p.node)), Lost: p.failed, Epoch: uint64(p.epoch)}
+	case outcome:
 		c := fsm.Complete{Now: now, Intent: intentNo(int(p.n)), Owner: nodeID(int(p.node)), Epoch: uint64(p.epoch)}
 		c.NextIntent = intentNo(int(p.n) + maxOps*maxTries)
 		c.Manifest = &fsm.Manifest{Version: 1, TemplateDigest: "sha256:0"}

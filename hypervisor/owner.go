@@ -54,13 +54,15 @@ type Owner struct {
 
 	mu       sync.Mutex
 	machines map[fsm.SandboxID]*machine
-	busy     map[fsm.IntentID]fsm.Intent
-	held     bool // an open intent waits for another one on the same thing to end
+	jobs     map[fsm.IntentID]*job
 	stopping bool
+	// seenEpoch is the epoch of this node at which its data and the log were last compared (see comeBack).
+	seenEpoch  uint64
+	comingBack bool
 
 	workers sync.WaitGroup
+	wake    chan struct{} // has the loop look again without a change of the state
 	ready   chan struct{} // closed once the node's VMs are taken up again
-	freed   chan struct{} // holds one when an intent has ended that another one waits for
 	quit    chan struct{} // closed when the daemon ends
 }
 
@@ -78,9 +80,9 @@ func New(cfg Config) (*Owner, error) {
 		files:    store.New(),
 		metrics:  newMetrics(cfg.Metrics),
 		machines: map[fsm.SandboxID]*machine{},
-		busy:     map[fsm.IntentID]fsm.Intent{},
+		jobs:     map[fsm.IntentID]*job{},
+		wake:     make(chan struct{}, 1),
 		ready:    make(chan struct{}),
-		freed:    make(chan struct{}, 1),
 		quit:     make(chan struct{}),
 	}
 	for _, d := range []string{o.sandboxesDir(), o.snapshotsDir()} {
@@ -127,9 +129,11 @@ func (o *Owner) Run(ctx context.Context) error {
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	changed, state := o.cfg.Log.Changed(), o.cfg.Log.State()
+	self, _ := state.Node(o.cfg.Node)
 	if err := o.takeUp(work, state); err != nil {
 		return fmt.Errorf("take up the node's VMs: %w", err)
 	}
+	o.seenEpoch = self.Epoch
 	close(o.ready)
 	// At first by the same state as the take-up: it has left alone what belongs to an intent that was open then, and if
 	// that was closed since, only carrying it out finds that out and undoes it.
@@ -137,15 +141,17 @@ func (o *Owner) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-changed:
-		case <-o.freed:
+		case <-o.wake:
 		case <-ctx.Done():
 			o.windDown(cancel)
 			return nil
 		}
 		// The channel is taken before the state is read: a change in between wakes the loop once too often, never
 		// once too seldom.
-		changed = o.cfg.Log.Changed()
+		changed, state = o.cfg.Log.Changed(), o.cfg.Log.State()
+		o.obey(state)
 		o.startOpenIntents(work, o.cfg.Log.State)
+		o.watchEpoch(work, state)
 	}
 }
 
@@ -179,39 +185,28 @@ func (o *Owner) startOpenIntents(ctx context.Context, state func() *fsm.State) {
 	if o.stopping {
 		return
 	}
-	var start []fsm.Intent
-	start, o.held = startable(state().OpenIntents(o.cfg.Node), o.busy)
-	for _, in := range start {
-		o.busy[in.ID] = in
+	busy := map[fsm.IntentID]fsm.Intent{}
+	for id, j := range o.jobs {
+		busy[id] = j.in
+	}
+	for _, in := range startable(state().OpenIntents(o.cfg.Node), busy) {
+		jobCtx, cancel := context.WithCancelCause(ctx)
+		o.jobs[in.ID] = &job{in: in, cancel: cancel}
 		o.workers.Add(1)
 		go func() {
-			defer o.workers.Done()
-			defer o.free(in)
-			o.carryOut(ctx, in)
+			defer o.end(in)
+			o.carryOut(ctx, jobCtx, in)
 		}()
 	}
 }
 
-// free says that an intent is no longer being carried out, and has the one that waited for that looked at.
-func (o *Owner) free(in fsm.Intent) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	delete(o.busy, in.ID)
-	if !o.held {
-		return
-	}
-	select {
-	case o.freed <- struct{}{}:
-	default:
-	}
-}
-
 // carryOut takes an intent through its course: its steps and, where one fails, what undoes them and the report. When ctx
-// was cut off by a shutdown it stops where it is: the intent stays open for the next start.
-func (o *Owner) carryOut(ctx context.Context, in fsm.Intent) {
+// was cut off by a shutdown it stops where it is: the intent stays open for the next start. jobCtx bounds the steps; it
+// ends besides when the log supersedes the intent.
+func (o *Owner) carryOut(ctx, jobCtx context.Context, in fsm.Intent) {
 	began := time.Now()
 	log := o.log.With("intent", in.ID, "kind", in.Kind, "sandbox", in.Sandbox, "snapshot", in.Snapshot)
-	limited, cancel := context.WithTimeout(ctx, o.cfg.Deadline)
+	limited, cancel := context.WithTimeout(jobCtx, o.cfg.Deadline)
 	defer cancel()
 	p, failure := o.plan(in)
 	outcome := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch}
@@ -222,18 +217,15 @@ func (o *Owner) carryOut(ctx context.Context, in fsm.Intent) {
 			c, err = o.takeStep(limited, ctx, in, p, c)
 			failure = err
 		case moveUndo:
+			log.Error("intent failed", "took", time.Since(began), "error", failure)
 			outcome.Error = o.clientError(in, failure) // before the undo, which may make room
 			outcome.SandboxStopped = p.undo(ctx)
-			c = c.undone()
-		case moveReport:
-			log.Error("intent failed", "took", time.Since(began), "error", failure)
-			if outcome.Error == nil {
-				outcome.Error = o.clientError(in, failure)
-			}
 			if gone := outcome.SandboxStopped; gone != "" {
 				outcome.Error = fsm.Errorf(fsm.KindConflict,
 					"the snapshot could not be taken: the sandbox has stopped (%s)", gone)
 			}
+			c = c.undone()
+		case moveReport:
 			var v verdict
 			if v, err = o.complete(ctx, in, outcome); v == verdictRefused {
 				log.Warn("the log has superseded the intent", "error", err)

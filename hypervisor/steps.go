@@ -90,9 +90,16 @@ func failedStep(err error) string {
 // then, and to give up on an outcome that may be in the log already, and undo the work, would leave the log speaking of
 // what is not there. The error names the step.
 func (o *Owner) takeStep(limited, ctx context.Context, in fsm.Intent, p plan, c course) (course, error) {
-	if c.step() != StepCommit {
-		err := o.runStep(limited, in, p.steps[c.at])
+	s := p.steps[c.at]
+	if s.name != StepCommit {
+		err := o.runStep(limited, in, s)
+		if err != nil && errors.Is(context.Cause(limited), errSuperseded) {
+			return o.giveUp(in, c), errSuperseded
+		}
 		return c.stepped(err == nil), err
+	}
+	if !o.mayCommit(in.ID) {
+		return o.giveUp(in, c), errSuperseded
 	}
 	v := verdictAgain
 	err := o.runStep(ctx, in, step{StepCommit, func(ctx context.Context) (err error) {

@@ -97,6 +97,8 @@ folder.`,
 	f.add(cmd, "127.0.0.1:7070")
 	cmd.Flags().StringVar(&f.cfg.RaftListen, "raft", "", "host:port to listen at for other nodes (default: this node's "+
 		"address in the member list)")
+	cmd.Flags().DurationVar(&f.cfg.NodeLease, "node-lease", 0, "how long a node may be silent before the leader gives it "+
+		"up: the same on all nodes (default 30s)")
 	cmd.Flags().StringVar(&f.cfg.Cluster, "cluster", "",
 		"identity folder of this node, as \"stillframe cluster init\" made it")
 	_ = cmd.MarkFlagDirname("cluster")

@@ -73,6 +73,7 @@ type ClusterNode struct {
 	Voter         bool            `json:"voter"`
 	Leader        bool            `json:"leader"`
 	Drained       bool            `json:"drained"`
+	Lost          bool            `json:"lost"` // the leader has given it up
 	Reachable     bool            `json:"reachable"`
 	LastContactMS *int64          `json:"last_contact_ms"` // nil: not since the answering node started
 	Role          string          `json:"role"`
@@ -87,6 +88,10 @@ type ClusterNode struct {
 	VMM           string          `json:"vmm"`
 	VMMVersion    string          `json:"vmm_version"`
 	CloneMethod   string          `json:"clone_method"`
+	Version       string          `json:"version"` // of its program
+	// SkewMS is how far its clock is ahead of the answering node's, known to half of TripMS.
+	SkewMS float64 `json:"skew_ms"`
+	TripMS float64 `json:"trip_ms"`
 }
 
 // ClusterCapacity is what a node promises, or has left. Memory and disk are MiB.

@@ -17,6 +17,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -45,8 +47,10 @@ type Config struct {
 	Overcommit hypervisor.Overcommit
 	// IntentDeadline bounds one create, restore, snapshot or delete on this host; 0 is the owner's default.
 	IntentDeadline time.Duration
-	Version        string
-	Logger         *slog.Logger
+	// NodeLease is how long a node may be silent before the leader gives it up; 0 is the cluster's default.
+	NodeLease time.Duration
+	Version   string
+	Logger    *slog.Logger
 }
 
 // Node is a running node.
@@ -113,7 +117,12 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}
 	cfg.Logger.Info("VMM chosen", "kind", n.choice.Kind, "binary", n.choice.Binary, "version", n.choice.Version,
 		"reason", n.choice.Reason)
-	if err := n.openLog(ctx); err != nil {
+	// Beside the log, which may have to wait for others: no VM is to stand still for that.
+	var resuming sync.WaitGroup
+	resuming.Go(func() { hypervisor.ResumeLeftPaused(ctx, n.cfg.DataDir, cfg.Logger) })
+	err = n.openLog(ctx)
+	resuming.Wait()
+	if err != nil {
 		return nil, err
 	}
 	if err := n.startOwner(ctx, images); err != nil {
@@ -155,7 +164,7 @@ func (n *Node) loadImages() (*hypervisor.Images, error) {
 func (n *Node) openLog(ctx context.Context) (err error) {
 	cfg := cluster.Config{
 		Identity: n.identity, Dir: filepath.Join(n.cfg.DataDir, "raft"), Addr: n.cfg.RaftListen, Logger: n.cfg.Logger,
-		Voters: n.identity.Voters(),
+		Voters: n.identity.Voters(), NodeLease: n.cfg.NodeLease, Version: n.cfg.Version,
 	}
 	if len(cfg.Voters) == 1 {
 		// A single voter waits for nobody: long timeouts would only make its start slow.
@@ -245,6 +254,7 @@ func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
 	commands := []fsm.Command{fsm.RegisterNode{Now: now, Node: fsm.Node{
 		ID: n.id, Name: name, APIAddr: n.cfg.Listen, Capacity: capacity, VMM: string(n.choice.Kind),
 		VMMVersion: n.choice.Version, CPUFingerprint: fingerprint, CloneMethod: n.owner.CloneMethod(), RegisteredAt: now,
+		Templates: digests(images),
 	}}}
 	for _, t := range images.Templates {
 		known, ok := n.log.State().TemplateByName("", t.Name)
@@ -266,6 +276,16 @@ func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
 		}
 	}
 	return nil
+}
+
+// digests lists the images that this node has, in one order at every start.
+func digests(images *hypervisor.Images) []string {
+	var out []string
+	for _, t := range images.Templates {
+		out = append(out, t.Digest)
+	}
+	slices.Sort(out)
+	return out
 }
 
 func (n *Node) startAPI(ctx context.Context) (err error) {
