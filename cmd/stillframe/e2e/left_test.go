@@ -148,7 +148,7 @@ func asSet(items []string) map[string]bool {
 // What may be in the folder of a sandbox and must be in that of a snapshot.
 var (
 	sandboxFiles = []string{
-		"disk", "events.json", "ram", "runtime.json", "serial.log", "vmm.log", "vmm.out", "vmm.sock", "vmm.sock.lock",
+		"born", "disk", "events.json", "ram", "runtime.json", "serial.log", "vmm.log", "vmm.out", "vmm.sock", "vmm.sock.lock",
 	}
 	snapshotFiles = []string{"config.json", "disk", "manifest.json", "ram", "state.json"}
 )
