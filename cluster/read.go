@@ -40,6 +40,7 @@ func (n *Node) WaitIntent(ctx context.Context, id fsm.IntentID) (fsm.Intent, err
 // leader how far that is and waits until it is there itself. KindUnavailable where there is no leader, it cannot be
 // reached, or it cannot reach a majority; KindTimeout when ctx ends first.
 func (n *Node) Linearizable(ctx context.Context) (*fsm.State, error) {
+	began := time.Now()
 	if leader := n.elsewhere(); leader != "" {
 		position, err := n.positionAt(ctx, leader)
 		if err != nil {
@@ -49,12 +50,14 @@ func (n *Node) Linearizable(ctx context.Context) (*fsm.State, error) {
 		if err != nil {
 			return nil, err
 		}
+		n.fresh.note(began)
 		return v.state, nil
 	}
 	v, err := n.readHere(ctx)
 	if err != nil {
 		return nil, err
 	}
+	n.fresh.note(began)
 	return v.state, nil
 }
 

@@ -16,7 +16,8 @@ func (c *several) register() {
 	for _, n := range c.nodes {
 		if n != nil {
 			apply(c.t, leader, fsm.RegisterNode{Now: now(), Node: fsm.Node{
-				ID: n.ID(), Name: string(n.ID()), Capacity: fsm.Capacity{VCPU: 100, MemoryMiB: 1 << 20, DiskMiB: 1 << 30},
+				ID: n.ID(), Name: string(n.ID()), Level: fsm.Level,
+				Capacity: fsm.Capacity{VCPU: 100, MemoryMiB: 1 << 20, DiskMiB: 1 << 30},
 			}})
 		}
 	}

@@ -76,6 +76,7 @@ func (d *draft) applyRegisterNode(c RegisterNode) *Error {
 	room := c.Node.Capacity
 	p.addf(room.VCPU >= 0 && room.VCPU <= maxVCPU && room.MemoryMiB >= 0 && room.MemoryMiB <= maxMiB &&
 		room.DiskMiB >= 0 && room.DiskMiB <= maxMiB, "the node's capacity is out of range")
+	p.addf(c.Node.Level >= 0, "the node's level is out of range")
 	if p.err != nil {
 		return p.err
 	}

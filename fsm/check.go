@@ -61,11 +61,13 @@ func checkIndexes(s *State) error {
 	return nil
 }
 
-// sandboxIntents gives the kinds of intent that may be open in a state of a sandbox.
+// sandboxIntents gives the kinds of intent that may be open in a state of a sandbox; in all but running, one must be.
 func sandboxIntents(state SandboxState) []IntentKind {
 	switch state {
 	case SandboxStarting:
 		return []IntentKind{IntentCreate, IntentRestore}
+	case SandboxRunning:
+		return []IntentKind{IntentSetPolicy}
 	case SandboxSnapshotting:
 		return []IntentKind{IntentSnapshot}
 	case SandboxDeleting:
@@ -78,7 +80,7 @@ func sandboxIntents(state SandboxState) []IntentKind {
 func checkSandboxes(s *State) error {
 	for _, sb := range all(s.sandboxes) {
 		kinds := sandboxIntents(sb.State)
-		if (sb.Intent != "") != (len(kinds) > 0) {
+		if idle := sb.Intent == "" && sb.State == SandboxRunning; !idle && (sb.Intent != "") != (len(kinds) > 0) {
 			return fmt.Errorf("sandbox %s is %s with intent %q", sb.ID, sb.State, sb.Intent)
 		}
 		if (sb.State == SandboxStarting) != (sb.LaunchedAt == 0) || (sb.LaunchedAt == 0) != (sb.TimeoutAt == 0) {
@@ -128,7 +130,13 @@ func checkIntents(s *State) error {
 			//nolint:errorlint // a value that is described, not a cause
 			return fmt.Errorf("intent %s is %s with error %v, closed at %d", in.ID, in.State, in.Error, in.ClosedAt)
 		}
+		if (in.Kind == IntentSetPolicy) != (in.NetworkPolicy != nil) {
+			return fmt.Errorf("intent %s of kind %s has policy %v", in.ID, in.Kind, in.NetworkPolicy)
+		}
 		if in.State != IntentOpen {
+			if err := noSecrets(in); err != nil {
+				return err
+			}
 			continue
 		}
 		if sb, _ := s.Sandbox(in.Sandbox); in.Kind != IntentDeleteSnapshot && sb.Intent != in.ID {
@@ -138,6 +146,22 @@ func checkIntents(s *State) error {
 		if sn, _ := s.Snapshot(in.Snapshot); onSnapshot && sn.Intent != in.ID {
 			return fmt.Errorf("open intent %s is not that of snapshot %q", in.ID, in.Snapshot)
 		}
+	}
+	return nil
+}
+
+// noSecrets tests invariant 10 on a closed intent.
+func noSecrets(in Intent) error {
+	b, err := marshal(in)
+	if err != nil {
+		return err
+	}
+	bare, err := marshal(in.withoutSecrets())
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(b, bare) {
+		return fmt.Errorf("closed intent %s holds sealed values", in.ID)
 	}
 	return nil
 }

@@ -27,7 +27,7 @@ func (d *draft) applyComplete(c Complete) (Intent, *Error) {
 	}
 	d.closeIntent(&in, c)
 	d.putIntent(in)
-	return in, nil
+	return in.withoutSecrets(), nil
 }
 
 // closeIntent does to what an intent is about what its outcome means; the caller puts the intent.
@@ -41,11 +41,16 @@ func (d *draft) closeIntent(in *Intent, c Complete) {
 		d.closeDelete(in)
 	case IntentDeleteSnapshot:
 		d.closeDeleteSnapshot(in)
+	case IntentSetPolicy:
+		d.closeSetPolicy(in, c)
 	}
 }
 
 // completable refuses a completion that says too little.
 func (d *draft) completable(in Intent, c Complete) *Error {
+	if c.PolicyFellBack && (in.Kind != IntentSetPolicy || c.Error == nil) {
+		return Errorf(KindInvalid, "only a replacement of a network policy that failed can have fallen back")
+	}
 	if in.Kind != IntentSnapshot || c.Error != nil {
 		return nil //nolint:nilerr // a command that reports a failure can be applied
 	}

@@ -15,8 +15,8 @@
 //  1. Every index is exactly what its table implies: none is part of the stream, all are rebuilt on Read.
 //  2. A name maps to at most one snapshot of an organization, whatever the snapshot's state, and every snapshot has its
 //     name in the index.
-//  3. Sandbox.Intent is empty exactly when State is running or stopped; otherwise it is an open intent on that sandbox
-//     with the sandbox's Owner and Epoch, of the kind that State names.
+//  3. Sandbox.Intent is empty when State is stopped; when it is running, empty or an open set-policy intent; otherwise
+//     an open intent of the kind that State names. An open intent is on that sandbox, with its Owner and Epoch.
 //  4. Snapshot.Intent is empty exactly when State is ready; otherwise it is an open intent on that snapshot with its
 //     Owner and Epoch. Manifest is set exactly when State is not creating.
 //  5. Every open intent is the Intent of the things it names; a closed intent is never opened again.
@@ -25,7 +25,8 @@
 //  7. A node's use is the sum over what it holds (see Used) and an organization's counts are those of its things.
 //  8. The intent that an idempotency record names is kept for as long as the record.
 //  9. What a thing refers to exists: its organization, its owner, its template.
-//  10. A node that is lost or removed has no open intents, and one that is removed holds nothing.
+//  10. A closed intent holds no secret, sealed or not. What else the state holds of secrets is sealed by its proposers.
+//  11. A node that is lost or removed has no open intents, and one that is removed holds nothing.
 //
 // # Not guaranteed
 //

@@ -84,8 +84,12 @@ func (d *draft) dropSnapshot(id SnapshotID) {
 	d.count(sn.Org, counts{snapshots: 1}, -1)
 }
 
+// putIntent puts an intent, a closed one without the secrets that nobody needs any more.
 func (d *draft) putIntent(in Intent) {
 	d.dropIntent(in.ID)
+	if in.State != IntentOpen {
+		in = in.withoutSecrets()
+	}
 	put(&d.intents, []byte(in.ID), in)
 	if in.State == IntentOpen {
 		put(&d.openIntents, joinedTimed(string(in.Owner), in.CreatedAt, string(in.ID)), in.ID)
@@ -145,7 +149,9 @@ func (d *draft) count(org OrgID, c counts, sign int) {
 }
 
 // deletable says whether a delete intent may be opened on a sandbox.
-func deletable(sb Sandbox) bool { return sb.State == SandboxRunning || sb.State == SandboxStopped }
+func deletable(sb Sandbox) bool {
+	return sb.Intent == "" && (sb.State == SandboxRunning || sb.State == SandboxStopped)
+}
 
 // reapable says whether a Tick after TimeoutAt deletes a sandbox.
 func reapable(sb Sandbox) bool { return deletable(sb) && sb.TimeoutAt != 0 }

@@ -18,6 +18,9 @@ func (d *draft) createSnapshot(c CreateSnapshot) (Intent, *Error) {
 		return Intent{}, Errorf(KindConflict, "sandbox %s is %s; only a running one can be snapshotted", sb.ID,
 			sb.State)
 	}
+	if err := sb.policyAtRest(); err != nil {
+		return Intent{}, err
+	}
 	if err := d.ownerThere(sb.Owner); err != nil {
 		return Intent{}, err
 	}
@@ -39,7 +42,7 @@ func (d *draft) createSnapshot(c CreateSnapshot) (Intent, *Error) {
 	d.putSnapshot(Snapshot{
 		ID: c.Snapshot, Org: c.Org, Name: name, Sandbox: sb.ID, Template: sb.Template, TemplateName: sb.TemplateName,
 		VCPU: sb.VCPU, MemoryMiB: sb.MemoryMiB, DiskMiB: sb.DiskMiB, EnvVars: sb.EnvVars,
-		NetworkPolicy: sb.NetworkPolicy, State: SnapshotCreating, Owner: sb.Owner, Epoch: sb.Epoch, Intent: c.Intent,
+		NetworkPolicy: sb.NetworkPolicy, CA: sb.CA, State: SnapshotCreating, Owner: sb.Owner, Epoch: sb.Epoch, Intent: c.Intent,
 		CreatedAt: c.Now,
 	})
 	return d.openIntent(c.Now, c.Request, Intent{

@@ -35,6 +35,10 @@ const (
 // each is made from commands of at most MaxCommandBytes.
 const maxRowBytes = 16 << 20
 
+// ErrUnknownState says that a stream is whole and has something that this program does not know: a newer one wrote it.
+// A node that is given it must stop, for to go on without is to diverge.
+var ErrUnknownState = errors.New("unknown state")
+
 // errDamaged says that a stream is not one that WriteTo wrote.
 var errDamaged = errors.New("damaged state stream")
 
@@ -118,10 +122,14 @@ func readStream(r io.Reader) (*State, error) {
 	if err := sr.fill(magic); err != nil {
 		return nil, err
 	}
+	if kind := streamMagic[:len(streamMagic)-len("1\n")]; bytes.HasPrefix(magic, kind) && !bytes.Equal(magic, streamMagic) {
+		return nil, fmt.Errorf("%w: version %q", ErrUnknownState, bytes.TrimSpace(magic[len(kind):]))
+	}
 	if !bytes.Equal(magic, streamMagic) {
 		return nil, fmt.Errorf("%w: it does not begin as a state of this version", errDamaged)
 	}
 	d, last := New().draft(), tagEnd
+	var unknown error // the first; whether it is a newer program's or damage is known at the end
 	for {
 		tag, err := sr.ReadByte()
 		if err != nil {
@@ -138,12 +146,15 @@ func readStream(r io.Reader) (*State, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := d.readRow(tag, row); err != nil {
-			return nil, fmt.Errorf("table %d: %w", tag, err)
+		if unknown == nil {
+			unknown = d.readRow(tag, row)
 		}
 	}
 	if err := sr.end(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, unknown)
+	}
+	if unknown != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnknownState, unknown)
 	}
 	return &d.State, nil
 }
@@ -168,7 +179,7 @@ func (d *draft) readRow(tag byte, row []byte) error {
 	case tagRequest:
 		return readAs(row, d.putRequest)
 	}
-	return fmt.Errorf("%w: no such table", errDamaged)
+	return fmt.Errorf("table %d", tag)
 }
 
 func readAs[T any](row []byte, put func(T)) error {

@@ -2,19 +2,22 @@ package httpd
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Config is what a Server is made of. Log and Guests are required; the rest has defaults.
+// Config is what a Server is made of. Log, Guests, Policies and Secrets are required; the rest has defaults.
 type Config struct {
 	Addr        string // host:port of the API
 	AdminSocket string // path of the administration socket; empty: none
 
-	Log    Log
-	Guests Guests
+	Log      Log
+	Guests   Guests
+	Policies Policies
+	Secrets  Secrets
 
 	// Ready says why the node is not ready to serve, nil when it is. nil: always ready.
 	Ready func() error
@@ -22,6 +25,8 @@ type Config struct {
 	NodeStatus func() NodeStatus
 	// ClusterStatus answers GET /v1/cluster, with digests of the nodes' states where asked for. nil: 501.
 	ClusterStatus func(ctx context.Context, digest bool) ClusterStatus
+	// Backup takes a backup of the whole replicated state for GET /admin/v1/backup. nil: 501.
+	Backup func(ctx context.Context) (io.WriterTo, error)
 	// Registry takes the metrics of this package and is what /metrics shows. nil: a new one.
 	Registry *prometheus.Registry
 	Logger   *slog.Logger // nil: slog.Default

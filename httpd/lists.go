@@ -112,7 +112,7 @@ func (s *Server) listSandboxes(c *call) (reply, error) {
 	if err := q.errs.err(); err != nil {
 		return reply{}, err
 	}
-	current, err := s.read(c.ctx)
+	current, err := s.state(c)
 	if err != nil {
 		return reply{}, err
 	}
@@ -130,7 +130,7 @@ func (s *Server) listSnapshots(c *call) (reply, error) {
 	if err := q.errs.err(); err != nil {
 		return reply{}, err
 	}
-	current, err := s.read(c.ctx)
+	current, err := s.state(c)
 	if err != nil {
 		return reply{}, err
 	}
@@ -142,7 +142,7 @@ func (s *Server) listSnapshots(c *call) (reply, error) {
 }
 
 func (s *Server) listTemplates(c *call) (reply, error) {
-	current, err := s.read(c.ctx)
+	current, err := s.state(c)
 	if err != nil {
 		return reply{}, err
 	}

@@ -21,6 +21,9 @@ type Log interface {
 	WaitIntent(ctx context.Context, id fsm.IntentID) (fsm.Intent, error)
 	// Linearizable is a state that holds everything acknowledged before the call.
 	Linearizable(ctx context.Context) (*fsm.State, error)
+	// StateAsOf is the latest state that this node has applied, the position of its last entry, and the latest instant up
+	// to which everything acknowledged is known to be in it; the zero time: no instant is known. It waits for nobody.
+	StateAsOf() (*fsm.State, uint64, time.Time)
 }
 
 // Guests reaches the agent inside a running sandbox, wherever it runs. Failures that the agent reports are *GuestError;
@@ -39,6 +42,40 @@ type Guests interface {
 	Delete(ctx context.Context, id fsm.SandboxID, req DeleteRequest) error
 	Move(ctx context.Context, id fsm.SandboxID, req TransferRequest) error
 	Copy(ctx context.Context, id fsm.SandboxID, req TransferRequest) error
+}
+
+// Policies asks the node on which a sandbox runs about the network policy in force there. Errors are *fsm.Error. The
+// sandbox is known to exist and to be running when a call begins.
+type Policies interface {
+	// Log gives the last decisions, the newest last, at most limit.
+	Log(ctx context.Context, id fsm.SandboxID, limit int) ([]PolicyDecision, error)
+	// Check says what would become of a connection to a host name in canonical form, or to an address.
+	Check(ctx context.Context, id fsm.SandboxID, host string, port uint16) (PolicyDecision, error)
+}
+
+// PolicyDecision is what a network policy decided, or would decide, about a connection or a query of a sandbox. It is
+// also the answer's JSON. It holds no header values and no contents.
+type PolicyDecision struct {
+	Time     string `json:"time,omitempty"` // when it was taken; empty for one that was only asked about
+	Action   string `json:"action"`         // allow, transform or deny
+	Rule     string `json:"rule"`           // what decided
+	Reason   string `json:"reason,omitempty"`
+	Protocol string `json:"protocol,omitempty"`
+	Name     string `json:"name,omitempty"`
+	Address  string `json:"address,omitempty"`
+	Sent     int64  `json:"bytes_sent"`     // from the sandbox
+	Received int64  `json:"bytes_received"` // to the sandbox
+}
+
+// Secrets seals what must not be in the log in clear, for the node that will need it. Errors are *fsm.Error, and hold no
+// secret.
+type Secrets interface {
+	// SealPolicy gives a copy of a policy with the values of its injected headers sealed.
+	SealPolicy(org fsm.OrgID, p *fsm.NetworkPolicy) (*fsm.NetworkPolicy, error)
+	// NewCA makes the sealed seed of a certificate authority.
+	NewCA(org fsm.OrgID) ([]byte, error)
+	// RequestHash makes of a hash over secrets one that does not help in guessing them; the same on every node.
+	RequestHash(hash [32]byte) [32]byte
 }
 
 // ErrGuestUnreachable is wrapped by errors of Guests that brought no answer.

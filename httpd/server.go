@@ -34,8 +34,8 @@ type Server struct {
 
 // New makes a server; nothing listens yet.
 func New(cfg Config) (*Server, error) {
-	if cfg.Log == nil || cfg.Guests == nil {
-		return nil, errors.New("httpd: Log and Guests are required")
+	if cfg.Log == nil || cfg.Guests == nil || cfg.Policies == nil || cfg.Secrets == nil {
+		return nil, errors.New("httpd: Log, Guests, Policies and Secrets are required")
 	}
 	cfg = cfg.withDefaults()
 	m, err := newMetrics(cfg.Registry)

@@ -34,7 +34,8 @@ func TestDocumentIsComplete(t *testing.T) {
 	for path, item := range doc.Paths.Map() {
 		for method, op := range item.Operations() {
 			documented[method+" "+path] = true
-			require.Equal(t, method == "POST" && !contains(op.Tags, "unavailable"), hasParameter(op, "IdempotencyKey"),
+			changes := method == "POST" || method == "PUT"
+			require.Equal(t, changes && !contains(op.Tags, "unavailable"), hasParameter(op, "IdempotencyKey"),
 				"%s %s: Idempotency-Key", method, path)
 		}
 	}
@@ -314,7 +315,7 @@ func TestShutdownAnswersWhatWaits(t *testing.T) {
 
 func TestListenFailures(t *testing.T) {
 	e := newEnv(t)
-	again, err := New(Config{Addr: e.server.Addr(), Log: e.log, Guests: e.guests})
+	again, err := New(Config{Addr: e.server.Addr(), Log: e.log, Guests: e.guests, Policies: e.policies, Secrets: e.secrets})
 	require.NoError(t, err)
 	require.Error(t, again.Listen(t.Context()), "the address is in use")
 	_, err = New(Config{})

@@ -59,6 +59,10 @@ func (s *Server) stillOpen(ctx context.Context, in fsm.Intent, req fsm.Request, 
 	case fsm.IntentDelete:
 		out.resource = &Resource{string(in.Sandbox), string(fsm.SandboxDeleting)}
 		out.message = fmt.Sprintf("sandbox %s is still being deleted", in.Sandbox)
+	case fsm.IntentSetPolicy:
+		out.resource = &Resource{string(in.Sandbox), string(fsm.SandboxRunning)}
+		out.message = fmt.Sprintf("the network policy of sandbox %s is still being replaced; GET /v1/sandbox/%s shows the "+
+			"new one once it is in force", in.Sandbox, in.Sandbox)
 	default:
 		out.resource = &Resource{string(in.Sandbox), string(fsm.SandboxStarting)}
 		out.message = fmt.Sprintf("sandbox %s is still starting; GET /v1/sandbox/%s tells how far it is", in.Sandbox,
@@ -91,6 +95,11 @@ func (s *Server) sandbox(ctx context.Context, c *call) (fsm.Sandbox, error) {
 	if err != nil {
 		return fsm.Sandbox{}, err
 	}
+	return c.ownSandbox(state)
+}
+
+// ownSandbox finds in a state the sandbox that the path names, in the caller's organization.
+func (c *call) ownSandbox(state *fsm.State) (fsm.Sandbox, error) {
 	sb, ok := state.Sandbox(fsm.SandboxID(c.fc.Params("sandbox_id")))
 	if !ok || sb.Org != c.org.ID {
 		return fsm.Sandbox{}, failf(fsm.KindNotFound, "no such sandbox")
@@ -120,4 +129,8 @@ func (c *call) pathID(name string) (string, error) {
 		return "", failf(fsm.KindNotFound, "no such %s", strings.TrimSuffix(name, "_id"))
 	}
 	return id, nil
+}
+
+func notLabel(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-'
 }

@@ -34,6 +34,8 @@ type Config struct {
 	VMM        vmm.Choice
 	KernelArgs string // added to the guest kernel's command line; may be empty
 	Log        Log
+	// Secrets opens header values and CA seeds; nil: sandboxes that have any cannot be started here.
+	Secrets Secrets
 	// NewIntentID makes the id of an intent that an outcome opens.
 	NewIntentID func() fsm.IntentID
 	Logger      *slog.Logger

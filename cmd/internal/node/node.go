@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -27,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stillframe/cluster"
+	"stillframe/cluster/seal"
 	"stillframe/fsm"
 	"stillframe/httpd"
 	"stillframe/hypervisor"
@@ -58,6 +60,7 @@ type Node struct {
 	cfg      Config
 	id       fsm.NodeID
 	identity *cluster.Identity
+	secrets  *seal.Ring
 	lock     *os.File
 	log      *cluster.Node
 	owner    *hypervisor.Owner
@@ -108,6 +111,9 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.id = n.identity.ID()
+	if n.secrets, err = n.openSecrets(); err != nil {
+		return nil, err
+	}
 	images, err := n.loadImages()
 	if err != nil {
 		return nil, err
@@ -209,7 +215,7 @@ func (n *Node) startOwner(ctx context.Context, images *hypervisor.Images) (err e
 	n.owner, err = hypervisor.New(hypervisor.Config{
 		Node: n.id, DataDir: n.cfg.DataDir, Images: images, VMM: n.choice, KernelArgs: n.cfg.KernelArgs,
 		Log: n.log, NewIntentID: cluster.NewIntentID, Logger: n.cfg.Logger, Metrics: n.registry,
-		Deadline: n.cfg.IntentDeadline,
+		Deadline: n.cfg.IntentDeadline, Secrets: n.secrets,
 	})
 	if err != nil {
 		return err
@@ -255,6 +261,7 @@ func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
 		ID: n.id, Name: name, APIAddr: n.cfg.Listen, Capacity: capacity, VMM: string(n.choice.Kind),
 		VMMVersion: n.choice.Version, CPUFingerprint: fingerprint, CloneMethod: n.owner.CloneMethod(), RegisteredAt: now,
 		Templates: digests(images),
+		Level:     fsm.Level,
 	}}}
 	for _, t := range images.Templates {
 		known, ok := n.log.State().TemplateByName("", t.Name)
@@ -290,10 +297,13 @@ func digests(images *hypervisor.Images) []string {
 
 func (n *Node) startAPI(ctx context.Context) (err error) {
 	n.tunnels.serve(n.owner)
+	policies := policies{n.id, n.log.State, n.owner, n.tunnels}
+	policies.serve()
 	n.api, err = httpd.New(httpd.Config{
 		Addr: n.cfg.Listen, AdminSocket: n.AdminSocket(), Log: n.log, Ready: n.ready,
-		Guests:     guests{n.id, n.log.State, n.owner, n.tunnels},
-		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus,
+		Guests:   guests{n.id, n.log.State, n.owner, n.tunnels},
+		Policies: policies, Secrets: n.secrets,
+		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus, Backup: n.backup,
 		Registry: n.registry, Logger: n.cfg.Logger, Version: n.cfg.Version,
 	})
 	if err != nil {
@@ -306,6 +316,10 @@ func (n *Node) startAPI(ctx context.Context) (err error) {
 	n.serving.Store(true)
 	n.cfg.Logger.Info("serving", "url", n.URL(), "node", n.id)
 	return nil
+}
+
+func (n *Node) backup(ctx context.Context) (io.WriterTo, error) {
+	return n.log.Backup(ctx, n.cfg.Version)
 }
 
 func (n *Node) ready() error {
