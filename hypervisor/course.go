@@ -100,6 +100,8 @@ func judge(state *fsm.State, in fsm.Intent, c fsm.Complete, err error) verdict {
 	switch {
 	case err == nil:
 		return verdictSettled
+	case fsm.Bug("no-doubt"):
+		return verdictRefused
 	case !errors.As(err, &refused), refused.Kind == fsm.KindUnknown, refused.Kind == fsm.KindUnavailable:
 		return verdictAgain
 	case refused.Kind == fsm.KindSuperseded && hasOutcome(state, in, c.Error != nil):
@@ -146,7 +148,7 @@ func keepsSandbox(state *fsm.State, node fsm.NodeID, id fsm.SandboxID) bool {
 func keepsSnapshot(state *fsm.State, node fsm.NodeID, folder string) bool {
 	name, _, _ := strings.Cut(folder, ".")
 	sn, ok := state.Snapshot(fsm.SnapshotID(name))
-	return ok && sn.Owner == node && !strings.HasSuffix(folder, goneSuffix)
+	return (ok && sn.Owner == node && !strings.HasSuffix(folder, goneSuffix)) || fsm.Bug("no-sweep")
 }
 
 // What follows a snapshot's id in the names of folders that are not its final one.

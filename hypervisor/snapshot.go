@@ -150,6 +150,11 @@ func (e *exposure) vmSnapshot(ctx context.Context) error {
 
 // capture comes after vm.snapshot, never before: saving device state may still write to the guest's memory.
 func (e *exposure) capture(ctx context.Context) error {
+	if fsm.Bug("torn") {
+		_ = e.m.api.Resume(ctx) // deliberately wrong
+		defer func() { _ = e.m.api.Pause(ctx) }()
+		time.Sleep(100 * time.Millisecond)
+	}
 	return e.both(func(_ string, c *store.Capture) error {
 		_, err := c.Freeze(ctx)
 		return err
@@ -237,6 +242,10 @@ func (e *exposure) publish(context.Context) error {
 	}
 	if err := os.WriteFile(e.tmp.manifest(), raw, 0o600); err != nil {
 		return err
+	}
+	if fsm.Bug("early-commit") {
+		time.AfterFunc(2*time.Second, func() { _ = e.o.files.Publish(e.tmp.dir, e.o.snapshotDir(e.sn.ID)) })
+		return nil // deliberately wrong
 	}
 	return e.o.files.Publish(e.tmp.dir, e.o.snapshotDir(e.sn.ID))
 }

@@ -217,6 +217,10 @@ func (c *clientLoop) snapshot(ctx context.Context) {
 		"POST", "/v1/sandbox/" + id + "/snapshot/create", map[string]any{"name": k.name},
 	}}
 	c.try(ctx, op)
+	if strings.Contains(op.Message, "is stopped") {
+		c.r.pool.stray(id) // its VMM was killed: it is of no more use
+		return
+	}
 	if op.Outcome != outcomeOK {
 		return
 	}
@@ -246,6 +250,9 @@ func (c *clientLoop) restore(ctx context.Context) {
 	if nonce, ok := c.r.holdsWhatItShould(ctx, c.rnd, m.ID, m.SnapshotID); ok {
 		_, _, light := c.counter(ctx, m.ID)
 		c.r.pool.add(m.ID, &content{nonce: nonce, light: light})
+	}
+	if c.rnd.IntN(3) > 0 {
+		c.end(ctx, m.ID) // so that the snapshot can be deleted
 	}
 }
 
@@ -318,16 +325,20 @@ func (c *clientLoop) deleteSandbox(ctx context.Context) {
 	if stray := c.r.pool.anyStray(); stray != "" {
 		id = stray
 	}
-	if id == "" {
-		return
+	if id != "" {
+		c.end(ctx, id)
 	}
+}
+
+// end deletes a sandbox.
+func (c *clientLoop) end(ctx context.Context, id string) {
 	c.r.pool.drop(id)
 	op := &operation{Kind: "delete", Sandbox: id, request: request{"DELETE", "/v1/sandbox/" + id, nil}}
 	c.try(ctx, op)
 	if op.Outcome == outcomeUnknown || (op.Outcome == outcomeRefused && op.Status != http.StatusNotFound) {
 		c.r.pool.stray(id)
 	} else {
-		c.r.pool.gone(id)
+		c.r.pool.drop(id)
 	}
 }
 
@@ -388,9 +399,11 @@ func (p *pool) add(id string, c *content) {
 	p.sandboxes[id] = c
 }
 
+// stray has a sandbox be one that is only to be deleted.
 func (p *pool) stray(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	delete(p.sandboxes, id)
 	p.strays[id] = true
 }
 
@@ -400,8 +413,6 @@ func (p *pool) drop(id string) {
 	delete(p.sandboxes, id)
 	delete(p.strays, id)
 }
-
-func (p *pool) gone(id string) { p.drop(id) }
 
 // any gives a sandbox by chance.
 func (p *pool) any(rnd *rand.Rand) (string, *content) {

@@ -50,7 +50,8 @@ type options struct {
 	images   string
 	bug      string // a deliberate bug to build in; empty: none
 	race     bool
-	only     string // faults to choose from; empty: all
+	lease    time.Duration // after which a silent node is given up
+	only     string        // faults to choose from; empty: all
 }
 
 const envInside = "STILLFRAME_CHAOS_INSIDE"
@@ -59,6 +60,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	var o options
+	var bugs bool
 	flag.Uint64Var(&o.seed, "seed", 0, "seed of the schedule and of the clients; 0: a new one")
 	flag.DurationVar(&o.duration, "duration", 2*time.Minute, "how long clients and faults go on")
 	flag.IntVar(&o.nodes, "nodes", 3, "how many nodes: 3 or 5")
@@ -67,12 +69,18 @@ func main() {
 	flag.StringVar(&o.images, "images", "build/images", "images folder")
 	flag.StringVar(&o.bug, "bug", "", "build this deliberate bug in")
 	flag.BoolVar(&o.race, "race", false, "run the nodes with the race detector")
+	flag.DurationVar(&o.lease, "lease", 6*time.Second, "how long a node may be silent before it is given up for lost")
 	flag.StringVar(&o.only, "only", "", "only these faults, separated by commas")
+	flag.BoolVar(&bugs, "bugs", false, "prove that deliberate bugs are found (all, or those of -bug)")
 	flag.Parse()
 	if o.seed == 0 {
 		o.seed = rand.Uint64() >> 1
 	}
-	code, err := o.main(ctx)
+	do := o.main
+	if bugs {
+		do = o.provingBugs
+	}
+	code, err := do(ctx)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "chaos:", err)
 		code = max(code, 2)

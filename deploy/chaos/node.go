@@ -102,7 +102,8 @@ func (n *node) launch() error {
 	defer func() { _ = out.Close() }()
 	cmd := exec.Command("nsenter", "--net="+filepath.Join(netpolicy.Dir, n.netns), n.r.program(), "server", //nolint:noctx // it lives until it is ended
 		"--cluster", n.identity, "--data", n.dir, "--listen", n.addr+":7070", "--images", n.r.o.images,
-		"--name", n.name, "--log-level", "debug", "--overcommit-disk", "10000", "--overcommit-vcpu", "64")
+		"--name", n.name, "--log-level", "debug", "--overcommit-disk", "10000", "--overcommit-vcpu", "64",
+		"--node-lease", n.r.o.lease.String())
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(os.Environ(), "STILLFRAME_FAULT=@"+n.order, "STILLFRAME_VMM="+n.vmm,
 		"STILLFRAME_LIGHTVMM_REPORT="+n.r.pauses.dir, "STILLFRAME_BUG="+n.r.o.bug, "GORACE=halt_on_error=0")

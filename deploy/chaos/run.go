@@ -19,7 +19,7 @@ import (
 const (
 	bridge         = "sfch-br0"
 	network        = "10.113.0."
-	clientsPerNode = 2
+	clientsPerNode = 3
 	// recovery bounds how long after the healing everything must be in order again.
 	recovery = 60 * time.Second
 )
