@@ -53,6 +53,8 @@ func (d *draft) applyOther(cmd Command) Result {
 		return Result{Err: d.applyTick(c)}
 	case Reseal:
 		return Result{Err: d.applyReseal(c)}
+	case SetOrgLimits:
+		return Result{Err: d.applySetOrgLimits(c)}
 	}
 	if res, known := d.applyNodes(cmd); known {
 		return res

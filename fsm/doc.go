@@ -4,7 +4,7 @@
 // iteration over Go maps, so that one log gives one state, byte for byte, on every node. Time comes from the
 // command's Now, identifiers from its proposer.
 //
-// A State never changes. Its fields are immutable radix trees that share structure with their predecessors, so a
+// A State never changes. Its fields are immutable trees (see tree.go) that share structure with their predecessors, so a
 // reader needs no lock, a snapshot is a pointer, and a refused command costs nothing. What a read returns shares
 // memory with the state: callers must not write to its maps, slices and pointers.
 //

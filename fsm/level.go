@@ -51,10 +51,9 @@ func (s *State) Outdated() string {
 
 func (s *State) lowest() (int, Node) {
 	lowest, node := 0, Node{}
-	it := s.nodes.Root().Iterator()
-	for _, n, ok := it.Next(); ok; _, n, ok = it.Next() {
-		if level := cmp.Or(n.Level, 1); n.RegisteredAt != 0 && (lowest == 0 || level < lowest) {
-			lowest, node = level, n
+	for n := range s.nodes.rows() {
+		if level := cmp.Or(n.Level, 1); n.RegisteredAt != 0 && !n.Removed() && (lowest == 0 || level < lowest) {
+			lowest, node = level, *n
 		}
 	}
 	return cmp.Or(lowest, 1), node

@@ -57,9 +57,6 @@ func TestNewerStateIsToldFromADamagedOne(t *testing.T) {
 	_, err := fullWorld(t).s.WriteTo(&buf)
 	require.NoError(t, err)
 	rows := buf.Bytes()[len(streamMagic) : buf.Len()-sha256.Size-1]
-	frame := func(tag byte, row []byte) []byte {
-		return append(binary.AppendUvarint([]byte{tag}, uint64(len(row))), row...)
-	}
 	field := frame(tagRequest, []byte{0x81, 0xa2, 'z', 'z', 1})
 	for name, body := range map[string][]byte{
 		"version": append([]byte("stillframe state 2\n"), rows...),
@@ -82,4 +79,16 @@ func TestNewerStateIsToldFromADamagedOne(t *testing.T) {
 			require.NotErrorIs(t, err, ErrUnknownState)
 		})
 	}
+}
+
+// frame is a row as it stands in a stream.
+func frame(tag byte, row []byte) []byte {
+	return append(binary.AppendUvarint([]byte{tag}, uint64(len(row))), row...)
+}
+
+// sealed is a stream of parts, with its end and its digest.
+func sealed(parts ...[]byte) []byte {
+	body := append(bytes.Join(parts, nil), tagEnd)
+	sum := sha256.Sum256(body)
+	return append(body, sum[:]...)
 }

@@ -13,11 +13,6 @@ func (s *State) Size() Size {
 	}
 }
 
-// Held counts the sandboxes and the snapshots of a node, in every state.
-func (s *State) Held(id NodeID) (sandboxes, snapshots int) {
-	return len(s.SandboxesOn(id)), len(s.SnapshotsOn(id))
-}
-
 // Rehome gives the state as a new cluster of these members takes it over from a backup, at an instant. It is a function
 // of its arguments alone: members that start from the same backup start from the same state.
 //

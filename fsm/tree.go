@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"iter"
 	"slices"
 	"sort"
 	"strings"
@@ -11,8 +12,8 @@ import (
 // snapshot is a pointer. Every node counts what is below it: how many keys are before a given one, and which is the
 // n-th, takes no longer than a look-up. The nil tree is empty.
 //
-// A radix tree, which this replaced, took some five times the memory for a million keys (two channels and two
-// allocations a key) and could not count.
+// A radix tree, which this replaced, took some four times the memory (two channels and more a key) and could not
+// count.
 type tree[T any] struct{ root *treeNode[T] }
 
 // treeNode is a leaf, with as many vals as keys, or an inner node, with as many kids as keys. The key of a kid is not
@@ -20,7 +21,7 @@ type tree[T any] struct{ root *treeNode[T] }
 type treeNode[T any] struct {
 	count int // of values below
 	keys  []string
-	vals  []T
+	vals  []*T
 	kids  []*treeNode[T]
 }
 
@@ -42,17 +43,25 @@ func (t *tree[T]) Len() int {
 
 // Get gives the value of a key.
 func (t *tree[T]) Get(key []byte) (T, bool) {
+	if v := t.ref(key); v != nil {
+		return *v, true
+	}
+	var none T
+	return none, false
+}
+
+// ref gives the value of a key in its place, where it must not be changed; nil: there is none.
+func (t *tree[T]) ref(key []byte) *T {
 	n := t.root
 	for n != nil && n.kids != nil {
 		n = n.kids[n.kid(key)]
 	}
 	if n != nil {
 		if i := n.find(key); i < len(n.keys) && n.keys[i] == string(key) {
-			return n.vals[i], true
+			return n.vals[i]
 		}
 	}
-	var none T
-	return none, false
+	return nil
 }
 
 // find is the place of the first key that is not before the given one.
@@ -109,9 +118,9 @@ func (t *tree[T]) span(prefix []byte) (from, to int) {
 }
 
 // with gives the tree that has a value under a key, in place of the one there may be.
-func (t *tree[T]) with(key string, v T) *tree[T] {
+func (t *tree[T]) with(key string, v *T) *tree[T] {
 	if t.root == nil {
-		return &tree[T]{leaf([]string{key}, []T{v})}
+		return &tree[T]{leaf([]string{key}, []*T{v})}
 	}
 	left, right := t.root.with(key, v)
 	if right == nil {
@@ -121,7 +130,7 @@ func (t *tree[T]) with(key string, v T) *tree[T] {
 }
 
 // with gives the node that replaces this one, or the two that do.
-func (n *treeNode[T]) with(key string, v T) (left, right *treeNode[T]) {
+func (n *treeNode[T]) with(key string, v *T) (left, right *treeNode[T]) {
 	if n.kids == nil {
 		i := sort.SearchStrings(n.keys, key)
 		if i < len(n.keys) && n.keys[i] == key {
@@ -206,7 +215,7 @@ func (n *treeNode[T]) joined(at int, small *treeNode[T]) *treeNode[T] {
 	return inner(keys, kids)
 }
 
-func leaf[T any](keys []string, vals []T) *treeNode[T] {
+func leaf[T any](keys []string, vals []*T) *treeNode[T] {
 	return &treeNode[T]{count: len(keys), keys: keys, vals: vals}
 }
 
@@ -219,7 +228,7 @@ func inner[T any](keys []string, kids []*treeNode[T]) *treeNode[T] {
 }
 
 // splitLeaf gives one leaf, or two where the entries are too many for one.
-func splitLeaf[T any](keys []string, vals []T) (left, right *treeNode[T]) {
+func splitLeaf[T any](keys []string, vals []*T) (left, right *treeNode[T]) {
 	if len(keys) <= maxFan {
 		return leaf(keys, vals), nil
 	}
@@ -254,11 +263,11 @@ func removed[E any](s []E, i int) []E {
 // builder makes a tree of entries that are added in any order, at once and with full nodes. A key comes once.
 type builder[T any] struct {
 	keys   []string
-	vals   []T
+	vals   []*T
 	sorted bool // as far as it goes
 }
 
-func (b *builder[T]) add(key string, v T) {
+func (b *builder[T]) add(key string, v *T) {
 	if n := len(b.keys); n == 0 {
 		b.sorted = true
 	} else if b.keys[n-1] >= key {
@@ -355,7 +364,7 @@ func (t *tree[T]) from(prefix []byte) *cursor[T] {
 }
 
 // next gives the entry that the cursor is at, and moves it on.
-func (c *cursor[T]) next() (key string, v T, ok bool) {
+func (c *cursor[T]) next() (key string, v *T, ok bool) {
 	for len(c.path) > 0 {
 		last := &c.path[len(c.path)-1]
 		if last.at < len(last.node.vals) {
@@ -380,13 +389,13 @@ func (c *cursor[T]) next() (key string, v T, ok bool) {
 			}
 		}
 	}
-	return "", v, false
+	return "", nil, false
 }
 
 // previous gives the entry that the cursor is at, and moves it back. A cursor goes one way only.
-func (c *cursor[T]) previous() (key string, v T, ok bool) {
+func (c *cursor[T]) previous() (key string, v *T, ok bool) {
 	if len(c.path) == 0 {
-		return "", v, false
+		return "", nil, false
 	}
 	last := &c.path[len(c.path)-1]
 	key, v = last.node.keys[last.at], last.node.vals[last.at]
@@ -407,4 +416,16 @@ func (c *cursor[T]) previous() (key string, v T, ok bool) {
 		}
 	}
 	return key, v, true
+}
+
+// rows goes over the values in order, each in its place, where it must not be changed.
+func (t *tree[T]) rows() iter.Seq[*T] {
+	return func(yield func(*T) bool) {
+		c := t.cursor(0)
+		for _, v, ok := c.next(); ok; _, v, ok = c.next() {
+			if !yield(v) {
+				return
+			}
+		}
+	}
 }

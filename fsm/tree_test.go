@@ -22,10 +22,10 @@ func checkTree(t *testing.T, tr *tree[int], want map[string]int) {
 		require.True(t, ok, "%q", key)
 		require.Equal(t, want[key], v)
 		require.Equal(t, i, tr.rank([]byte(key)))
-		k, v, ok := forth.next()
+		k, at, ok := forth.next()
 		require.True(t, ok)
 		require.Equal(t, key, k)
-		require.Equal(t, want[key], v)
+		require.Equal(t, want[key], *at)
 		k, _, ok = back.previous()
 		require.True(t, ok)
 		require.Equal(t, keys[len(keys)-1-i], k)
@@ -83,7 +83,7 @@ func TestTreeAgainstMap(t *testing.T) {
 				grow = 35
 			}
 			if rnd.Intn(100) < grow {
-				tr = tr.with(key, step)
+				tr = tr.with(key, &step)
 				want[key] = step
 			} else {
 				tr = tr.without([]byte(key))
@@ -110,7 +110,7 @@ func TestTreeInOrder(t *testing.T) {
 	tr, want := newTree[int](), map[string]int{}
 	for i := range 3000 {
 		key := fmt.Sprintf("%06d", i)
-		tr, want[key] = tr.with(key, i), i
+		tr, want[key] = tr.with(key, &i), i
 		if i >= 1000 {
 			old := fmt.Sprintf("%06d", i-1000)
 			tr = tr.without([]byte(old))
@@ -129,7 +129,7 @@ func TestTreePrefixes(t *testing.T) {
 		for range rnd.Intn(7) {
 			key.WriteByte("\x00ab\xfe\xff"[rnd.Intn(5)])
 		}
-		tr, want[key.String()] = tr.with(key.String(), i), i
+		tr, want[key.String()] = tr.with(key.String(), &i), i
 	}
 	checkTree(t, tr, want)
 	for _, prefix := range []string{"", "\x00", "a", "ab", "ab\x00", "\xfe", "b\xfe", "aaaaaaaa", "a\x01"} {
@@ -166,7 +166,7 @@ func TestTreeBuilder(t *testing.T) {
 			want := map[string]int{}
 			for _, i := range order {
 				key := fmt.Sprintf("%06d", i)
-				b.add(key, i)
+				b.add(key, &i)
 				want[key] = i
 			}
 			tr, ok := b.tree()
@@ -183,7 +183,7 @@ func TestTreeBuilder(t *testing.T) {
 	}
 	var b builder[int]
 	for _, key := range []string{"a", "b", "a"} {
-		b.add(key, 1)
+		b.add(key, new(int))
 	}
 	_, ok := b.tree()
 	require.False(t, ok, "a key came twice")

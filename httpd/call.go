@@ -26,6 +26,7 @@ type route struct {
 	method string
 	path   string // as in OpenAPI: /v1/sandbox/{sandbox_id}
 	open   bool   // needs no API key
+	async  bool   // opens an intent, which the client may not want to wait for
 	read   bool   // only reads the state: may be asked to be stale
 	raw    bool   // the body is no JSON: it may be as long as Limits.Body
 	do     func(*call) (reply, error)
@@ -42,6 +43,7 @@ type call struct {
 	id       string // request id
 	org      fsm.Org
 	key      fsm.KeyID
+	async    bool        // the client wants to know only that its intent is accepted
 	stale    bool        // the client wants what this node has, however old
 	stream   io.WriterTo // the body of a successful answer that is not held in memory
 	replayed bool        // the answer is that of an earlier request with the same Idempotency-Key
@@ -103,7 +105,11 @@ func (s *Server) run(c *call, r route) (rep reply, err error) {
 		if err := s.authenticate(c); err != nil {
 			return reply{}, err
 		}
+		if err := s.admit(c); err != nil {
+			return reply{}, err
+		}
 	}
+	c.async = r.async && prefersAsync(c.fc)
 	if err := c.consistency(r); err != nil {
 		return reply{}, err
 	}

@@ -53,6 +53,9 @@ func (s *Server) createSandbox(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, unknownTemplate(err)
 	}
+	if intent.State == fsm.IntentOpen {
+		return s.accepted(c, intent)
+	}
 	return s.sandboxReply(http.StatusCreated, intent)
 }
 

@@ -54,8 +54,11 @@ func (c course) stepped(ok bool) course {
 // committed says what became of the outcome that the last step proposed. An outcome that may yet be accepted is never
 // undone: the log would speak of what is not there.
 func (c course) committed(v verdict) course {
-	if v == verdictAgain {
+	switch v {
+	case verdictAgain:
 		return c
+	case verdictOver:
+		return c.superseded()
 	}
 	return c.stepped(v == verdictSettled)
 }
@@ -89,7 +92,8 @@ type verdict int
 const (
 	verdictSettled verdict = iota // the log has this outcome
 	verdictAgain                  // it may or may not have it: the same is proposed again
-	verdictRefused                // it will never have it
+	verdictRefused                // it will not have this one, and the intent is still open
+	verdictOver                   // it has closed the intent otherwise
 )
 
 // judge reads the log's answer to a proposed outcome. Completions are fenced by owner and epoch, so that repeating one
@@ -101,13 +105,15 @@ func judge(state *fsm.State, in fsm.Intent, c fsm.Complete, err error) verdict {
 	case err == nil:
 		return verdictSettled
 	case fsm.Bug("no-doubt"):
-		return verdictRefused
+		return verdictOver
 	case !errors.As(err, &refused), refused.Kind == fsm.KindUnknown, refused.Kind == fsm.KindUnavailable:
 		return verdictAgain
-	case refused.Kind == fsm.KindSuperseded && hasOutcome(state, in, c.Error != nil):
+	case refused.Kind != fsm.KindSuperseded:
+		return verdictRefused
+	case hasOutcome(state, in, c.Error != nil):
 		return verdictSettled
 	}
-	return verdictRefused
+	return verdictOver
 }
 
 // hasOutcome tells whether a closed intent was closed as its owner proposed. A closed intent is forgotten in time; what
@@ -124,6 +130,8 @@ func hasOutcome(state *fsm.State, in fsm.Intent, failed bool) bool {
 		return keepsSandbox(state, in.Owner, in.Sandbox)
 	case fsm.IntentSnapshot:
 		return keepsSnapshot(state, in.Owner, string(in.Snapshot))
+	case fsm.IntentSetPolicy:
+		return false // not known, so the log's policy is put in force again
 	}
 	return true
 }

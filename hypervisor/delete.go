@@ -8,13 +8,12 @@ import (
 	"path/filepath"
 
 	"stillframe/fsm"
-	"stillframe/netpolicy"
 )
 
 func (o *Owner) planDelete(in fsm.Intent) plan {
 	return plan{undo: nothingToUndo, steps: []step{
 		{StepStop, func(ctx context.Context) error { return o.stopVMM(ctx, in.Sandbox) }},
-		{StepUnlink, func(ctx context.Context) error { return netpolicy.Destroy(ctx, namespaceName(in.Sandbox)) }},
+		{StepUnlink, func(ctx context.Context) error { return o.destroyNetwork(ctx, in.Sandbox) }},
 		{StepRemove, func(context.Context) error { return os.RemoveAll(o.sandboxDir(in.Sandbox)) }},
 		{StepCommit, nil},
 	}}
@@ -28,7 +27,7 @@ func (o *Owner) planDeleteSnapshot(in fsm.Intent) plan {
 }
 
 // nothingToUndo is for what only takes away: a deletion that failed leaves what it has not come to.
-func nothingToUndo(context.Context) string { return "" }
+func nothingToUndo(context.Context, *fsm.Complete) {}
 
 // removeSnapshot removes a snapshot's data. The folder loses its final name first: from then on the snapshot is gone,
 // whatever becomes of the rest, which the next start sweeps up. An error means that nothing is gone; were it given for

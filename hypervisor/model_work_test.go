@@ -156,10 +156,10 @@ func (e *explorer) judge(w *world, n int, in fsm.Intent, p proposal, err error) 
 	}
 	v := judge(state, in, fsm.Complete{Intent: in.ID, Error: reason}, err)
 	if _, known := state.Intent(in.ID); e.bug == "no memory" && !known && err != nil && v == verdictSettled {
-		v = verdictRefused
+		v = verdictOver
 	}
 	if e.bug == "no doubt" && v == verdictAgain {
-		v = verdictRefused
+		v = verdictOver
 	}
 	return v
 }

@@ -67,15 +67,6 @@ func (o *Owner) obey(state *fsm.State) {
 	}
 }
 
-// giveUp has a job undone that was superseded. There is no outcome to propose: the log has it. That the source of a
-// snapshot is gone is told by whoever watches its VM.
-func (o *Owner) giveUp(in fsm.Intent, c course) course {
-	o.log.Warn("intent superseded; undoing what was done", "intent", in.ID, "kind", in.Kind, "sandbox", in.Sandbox,
-		"snapshot", in.Snapshot)
-	o.metrics.takenUp.WithLabelValues("superseded").Inc()
-	return c.superseded()
-}
-
 // comeBack compares the node with the log after it was given up for lost and is there again: what was deleted meanwhile
 // is destroyed, and VMs that ended are reported. Without an error it has seen to everything.
 func (o *Owner) comeBack(ctx context.Context) error {

@@ -29,17 +29,23 @@ type Log interface {
 // Config is what an Owner needs. Every field without a default named here is required.
 type Config struct {
 	Node       fsm.NodeID
-	DataDir    string // absolute; holds sandboxes/ and snapshots/
+	DataDir    string // absolute; holds sandboxes/, snapshots/ and copies/
 	Images     *Images
 	VMM        vmm.Choice
 	KernelArgs string // added to the guest kernel's command line; may be empty
 	Log        Log
+	// Networks keeps the networks of this node's sandboxes. Nil: NoNetworks says why there are none, and no sandbox is
+	// started here.
+	Networks   Networks
+	NoNetworks string
 	// Secrets opens header values and CA seeds; nil: sandboxes that have any cannot be started here.
 	Secrets Secrets
 	// NewIntentID makes the id of an intent that an outcome opens.
 	NewIntentID func() fsm.IntentID
-	Logger      *slog.Logger
-	Metrics     prometheus.Registerer
+	// Peers reaches the nodes that hold snapshots which are restored here; nil: this node has no others.
+	Peers   Peers
+	Logger  *slog.Logger
+	Metrics prometheus.Registerer
 	// Deadline bounds one intent from its first step to its last; 0 means two minutes.
 	Deadline time.Duration
 	// Grace is how long Run lets intents under way finish after its context ended; 0 means 20 seconds.
@@ -52,6 +58,7 @@ type Owner struct {
 	log     *slog.Logger
 	files   *store.Files
 	metrics *metrics
+	copies  *copies
 	method  store.Method // what the data folder's filesystem can do, probed at New
 
 	mu       sync.Mutex
@@ -81,13 +88,14 @@ func New(cfg Config) (*Owner, error) {
 		log:      cfg.Logger.With("room", "hypervisor"),
 		files:    store.New(),
 		metrics:  newMetrics(cfg.Metrics),
+		copies:   newCopies(filepath.Join(cfg.DataDir, "copies")),
 		machines: map[fsm.SandboxID]*machine{},
 		jobs:     map[fsm.IntentID]*job{},
 		wake:     make(chan struct{}, 1),
 		ready:    make(chan struct{}),
 		quit:     make(chan struct{}),
 	}
-	for _, d := range []string{o.sandboxesDir(), o.snapshotsDir()} {
+	for _, d := range []string{o.sandboxesDir(), o.snapshotsDir(), o.copies.dir} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, err
 		}
@@ -154,6 +162,7 @@ func (o *Owner) Run(ctx context.Context) error {
 		o.obey(state)
 		o.startOpenIntents(work, o.cfg.Log.State)
 		o.watchEpoch(work, state)
+		o.dropCopies(work, state)
 	}
 }
 
@@ -208,29 +217,24 @@ func (o *Owner) startOpenIntents(ctx context.Context, state func() *fsm.State) {
 func (o *Owner) carryOut(ctx, jobCtx context.Context, in fsm.Intent) {
 	began := time.Now()
 	log := o.log.With("intent", in.ID, "kind", in.Kind, "sandbox", in.Sandbox, "snapshot", in.Snapshot)
-	limited, cancel := context.WithTimeout(jobCtx, o.cfg.Deadline)
-	defer cancel()
+	limited := &deadline{parent: jobCtx, after: o.cfg.Deadline}
+	defer limited.end()
 	p, failure := o.plan(in)
 	outcome := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch}
 	for c := newCourse(p.names()); c.next != moveEnd; {
 		var err error
 		switch c.next {
 		case moveStep:
-			c, err = o.takeStep(limited, ctx, in, p, c)
+			c, err = o.takeStep(ctx, limited, in, p, c)
 			failure = err
 		case moveUndo:
 			log.Error("intent failed", "took", time.Since(began), "error", failure)
 			outcome.Error = o.clientError(in, failure) // before the undo, which may make room
-			outcome.SandboxStopped = p.undo(ctx)
-			if gone := outcome.SandboxStopped; gone != "" {
-				outcome.Error = fsm.Errorf(fsm.KindConflict,
-					"the snapshot could not be taken: the sandbox has stopped (%s)", gone)
-			}
-			c = c.undone()
+			c = o.undo(ctx, in, p, c, &outcome)
 		case moveReport:
 			var v verdict
-			if v, err = o.complete(ctx, in, outcome); v == verdictRefused {
-				log.Warn("the log has superseded the intent", "error", err)
+			if v, err = o.complete(ctx, in, outcome); v != verdictSettled {
+				log.Warn("the outcome is not in the log", "error", err)
 			}
 			c = c.reported(v)
 		}
@@ -244,13 +248,29 @@ func (o *Owner) carryOut(ctx, jobCtx context.Context, in fsm.Intent) {
 	}
 }
 
+// undo takes back what the steps have made; what for the log besides, where it has closed the intent by itself.
+func (o *Owner) undo(ctx context.Context, in fsm.Intent, p plan, c course, outcome *fsm.Complete) course {
+	p.undo(ctx, outcome)
+	if !c.over {
+		return c.undone()
+	}
+	o.log.Warn("intent superseded; what was done is undone", "intent", in.ID, "kind", in.Kind, "sandbox", in.Sandbox,
+		"snapshot", in.Snapshot)
+	o.metrics.takenUp.WithLabelValues("superseded").Inc()
+	if p.giveUp != nil {
+		p.giveUp()
+	}
+	return c.undone()
+}
+
 // plan is an intent made concrete: its steps, the last of which commits with what fill adds to the outcome, and what
-// undoes them. undo is there when planning failed, too; it returns why the sandbox's VM is gone where a snapshot's source
-// did not survive, else nothing.
+// undoes them. undo is there when planning failed, too; it adds to the outcome, which has the error already, what has
+// become of the sandbox. giveUp is for what must be undone besides when the log has closed the intent by itself.
 type plan struct {
-	steps []step
-	fill  func(*fsm.Complete)
-	undo  func(context.Context) (sandboxStopped string)
+	steps  []step
+	fill   func(*fsm.Complete)
+	undo   func(context.Context, *fsm.Complete)
+	giveUp func()
 }
 
 func (p plan) names() []Step {
@@ -273,6 +293,8 @@ func (o *Owner) plan(in fsm.Intent) (plan, error) {
 		return o.planDelete(in), nil
 	case fsm.IntentDeleteSnapshot:
 		return o.planDeleteSnapshot(in), nil
+	case fsm.IntentSetPolicy:
+		return o.planSetPolicy(in), nil
 	}
 	return plan{undo: nothingToUndo}, fsm.Errorf(fsm.KindInternal, "intent kind %q is not known to this node", in.Kind)
 }
@@ -311,6 +333,7 @@ func (o *Owner) clientError(in fsm.Intent, err error) *fsm.Error {
 		fsm.IntentSnapshot:       "the snapshot could not be taken",
 		fsm.IntentDelete:         "the sandbox could not be deleted",
 		fsm.IntentDeleteSnapshot: "the snapshot could not be deleted",
+		fsm.IntentSetPolicy:      "the network policy could not be put in force",
 	}[in.Kind]
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fsm.Errorf(fsm.KindTimeout, "%s in time: %s", what, failedStep(err))

@@ -43,7 +43,8 @@ func (o *Owner) planSnapshot(in fsm.Intent) (plan, error) {
 	sn, ok := o.cfg.Log.State().Snapshot(in.Snapshot)
 	e.sn = sn
 	if !ok {
-		return plan{undo: e.undo}, fsm.Errorf(fsm.KindInternal, "intent %s is for snapshot %s, which is not there", in.ID, in.Snapshot)
+		return plan{undo: e.undo}, fsm.Errorf(fsm.KindInternal, "intent %s is for snapshot %s, which is not there", in.ID,
+			in.Snapshot)
 	}
 	do := map[Step]func(context.Context) error{
 		StepPrepare: e.prepare, StepAhead: e.ahead, StepPause: e.pause, StepVMSnapshot: e.vmSnapshot,
@@ -65,7 +66,8 @@ func (o *Owner) planSnapshot(in fsm.Intent) (plan, error) {
 	default:
 		sb, ok := o.cfg.Log.State().Sandbox(in.Sandbox)
 		if !ok {
-			return plan{undo: e.undo}, fsm.Errorf(fsm.KindInternal, "intent %s is for sandbox %s, which is not there", in.ID, in.Sandbox)
+			return plan{undo: e.undo}, fsm.Errorf(fsm.KindInternal, "intent %s is for sandbox %s, which is not there", in.ID,
+				in.Sandbox)
 		}
 		e.image = sb.TemplateDigest
 	}
@@ -88,7 +90,7 @@ func (e *exposure) outcome(c *fsm.Complete) {
 }
 
 // undo leaves the source running and no file behind. It says why the source's VM is gone, where it is.
-func (e *exposure) undo(ctx context.Context) string {
+func (e *exposure) undo(ctx context.Context, c *fsm.Complete) {
 	ctx, cancel := context.WithTimeout(ctx, e.o.cfg.Deadline)
 	defer cancel()
 	gone := e.o.ensureRunning(ctx, e.in.Sandbox, e.paused)
@@ -103,7 +105,10 @@ func (e *exposure) undo(ctx context.Context) string {
 		e.o.log.Error("a failed snapshot's files could not be removed; the next start tries again", "snapshot", e.sn.ID,
 			"error", err)
 	}
-	return gone
+	if gone != "" {
+		c.SandboxStopped = gone
+		c.Error = fsm.Errorf(fsm.KindConflict, "the snapshot could not be taken: the sandbox has stopped (%s)", gone)
+	}
 }
 
 func (e *exposure) prepare(context.Context) (err error) {

@@ -76,6 +76,8 @@ type Manager struct {
 	guarded  bool   // forwarding was off before us
 	hostSeen uint32 // generation of the host's rules that was last found right; of Run alone after NewManager
 
+	turn int // number of the look, of Run alone
+
 	mu       sync.Mutex
 	networks map[string]*Network // by the name of the namespace
 }

@@ -47,8 +47,9 @@ func (b Bounds) orDefault() Bounds {
 		b.Connections = 4096
 	}
 	if b.NewPerSecond <= 0 {
-		b.NewPerSecond = 200
+		b.NewPerSecond = 500 // the gate's own bound, which refuses and tells, is lower
 	}
+	b.BytesPerSecond = min(b.BytesPerSecond, 4095<<20) // of what the match can count
 	// The kernel counts in ten-thousandths of a second and iptables-save prints what that makes of a rate.
 	b.NewPerSecond = 10000 / (10000 / min(b.NewPerSecond, 5000))
 	return b
@@ -66,8 +67,9 @@ func fixedTables(b Bounds) string {
 	fmt.Fprintf(&r, "-A PREROUTING -i %s -m mac ! --mac-source %s -j DROP\n", TapName, GuestMAC)
 	fmt.Fprintf(&r, "-A PREROUTING ! -s %s/32 -i %s -j DROP\n", GuestIP, TapName)
 	if b.BytesPerSecond > 0 {
-		fmt.Fprintf(&r, "-A PREROUTING -i %s -m hashlimit --hashlimit-above %dkb/s --hashlimit-name sf-up"+
-			" --hashlimit-htable-size 1 --hashlimit-htable-max 1 -j DROP\n", TapName, max(b.BytesPerSecond>>10, 1))
+		fmt.Fprintf(&r, "-A PREROUTING -i %s -m hashlimit %s %dkb/s --hashlimit-name sf-up"+
+			" --hashlimit-htable-size 1 --hashlimit-htable-max 1 -j DROP\n",
+			TapName, byteRateOption, max(b.BytesPerSecond>>10, 1))
 	}
 	fmt.Fprintf(&r, "-A PREROUTING -s %s/32 -d %s/32 -i %s -p tcp -m tcp --sport %d -j CT --notrack\n",
 		GuestIP, HostIP, TapName, AgentPort)

@@ -51,12 +51,13 @@ func (n *Node) clusterNode(ctx context.Context, state *fsm.State, id fsm.NodeID,
 	out := httpd.ClusterNode{
 		ID: id, Name: known.Name, APIAddr: known.APIAddr, VMM: known.VMM, VMMVersion: known.VMMVersion,
 		CloneMethod: known.CloneMethod, Drained: known.Drained, Lost: known.Lost(),
-		Sandboxes: len(state.SandboxesOn(id)), Snapshots: len(state.SnapshotsOn(id)), Total: viewCapacity(known.Capacity),
+		Total: viewCapacity(known.Capacity),
 		Free: viewCapacity(fsm.Capacity{
 			VCPU: known.Capacity.VCPU - used.VCPU, MemoryMiB: known.Capacity.MemoryMiB - used.MemoryMiB,
 			DiskMiB: known.Capacity.DiskMiB - used.DiskMiB,
 		}),
 	}
+	out.Sandboxes, out.Snapshots = state.Held(id)
 	if member, ok := n.identity.Member(id); ok && out.Name == "" {
 		out.Name = member.Name // it has not registered yet
 	}
