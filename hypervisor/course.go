@@ -7,9 +7,9 @@ import (
 	"stillframe/fsm"
 )
 
-// This file holds what the owner decides, apart from what it does: how an intent goes on after each of its steps, after
-// a crash at any of them, and after each answer of the log. Nothing here touches a file, a process or the log, so that
-// the same code runs a node and is explored in every interleaving by the tests (see TestModel).
+// This file holds what the owner decides, apart from what it does: how an intent goes on after each of its steps,
+// after a crash at any of them, and after each answer of the log. Nothing here touches a file, a process or the log,
+// so that the same code runs a node and is explored in every interleaving by the tests (see TestModel).
 
 // move is what is to be done next for an intent.
 type move uint8
@@ -63,8 +63,8 @@ func (c course) committed(v verdict) course {
 	return c.stepped(v == verdictSettled)
 }
 
-// superseded says that the log is known to have closed the intent. An owner that does not know it yet goes on, and comes
-// to no harm: its outcome is refused.
+// superseded says that the log is known to have closed the intent. An owner that does not know it yet goes on, and
+// comes to no harm: its outcome is refused.
 func (c course) superseded() course {
 	c.next, c.over = moveUndo, true
 	return c
@@ -97,8 +97,8 @@ const (
 )
 
 // judge reads the log's answer to a proposed outcome. Completions are fenced by owner and epoch, so that repeating one
-// is harmless: a repetition of an accepted one is refused as superseded, and told apart by the state. The state must be
-// that of after the answer.
+// is harmless: a repetition of an accepted one is refused as superseded, and told apart by the state. The state must
+// be that of after the answer.
 func judge(state *fsm.State, in fsm.Intent, c fsm.Complete, err error) verdict {
 	var refused *fsm.Error
 	switch {
@@ -116,8 +116,8 @@ func judge(state *fsm.State, in fsm.Intent, c fsm.Complete, err error) verdict {
 	return verdictOver
 }
 
-// hasOutcome tells whether a closed intent was closed as its owner proposed. A closed intent is forgotten in time; what
-// it was about tells then: what the log still counts on must never be taken for undone.
+// hasOutcome tells whether a closed intent was closed as its owner proposed. A closed intent is forgotten in time;
+// what it was about tells then: what the log still counts on must never be taken for undone.
 func hasOutcome(state *fsm.State, in fsm.Intent, failed bool) bool {
 	if now, ok := state.Intent(in.ID); ok {
 		return now.State == map[bool]fsm.IntentState{false: fsm.IntentDone, true: fsm.IntentFailed}[failed]
@@ -136,8 +136,9 @@ func hasOutcome(state *fsm.State, in fsm.Intent, failed bool) bool {
 	return true
 }
 
-// closedWithout tells whether the log has closed an intent under way against what this node is doing. That it is closed is
-// not enough: an outcome of an earlier run of the daemon may have come late, and what that is about must stay.
+// closedWithout tells whether the log has closed an intent under way against what this node is doing. That it is
+// closed is not enough: an outcome of an earlier run of the daemon may have come late, and what that is about must
+// stay.
 func closedWithout(state *fsm.State, in fsm.Intent) bool {
 	if now, ok := state.Intent(in.ID); ok && now.State == fsm.IntentOpen {
 		return false

@@ -116,8 +116,8 @@ func (e *explorer) checkClosed(before, after int32) string {
 	return ""
 }
 
-// checkEnd tests a world in which nothing is left to happen: nobody waits, nothing is open, and what is on the nodes is
-// what the log accounts for.
+// checkEnd tests a world in which nothing is left to happen: nobody waits, nothing is open, and what is on the nodes
+// is what the log accounts for.
 func (e *explorer) checkEnd(w world) string {
 	for i, c := range w.clients[:len(e.scenario.ops)] {
 		if c.phase == waiting {

@@ -13,12 +13,13 @@ import (
 
 // The intent protocol, explored exhaustively: every interleaving of clients that propose, lose their answers and try
 // again; of owners that see the log late, act, and die at any step, by SIGKILL or by losing power; of virtual machines
-// that end; of outcomes that arrive late; and of a leader that gives up on an owner. What decides is the code that runs
-// a node: fsm.State.Apply for the log, course.go and Steps for the owner. What is a model is only what it decides over:
-// files and machines, as a few bits each (model_world_test.go).
+// that end; of outcomes that arrive late; and of a leader that gives up on an owner. What decides is the code that
+// runs a node: fsm.State.Apply for the log, course.go and Steps for the owner. What is a model is only what it decides
+// over: files and machines, as a few bits each (model_world_test.go).
 //
 // The search is breadth first, so a violation comes with a shortest way to it. In every state the invariants of
-// model_check_test.go hold; every run ends, since no state is met twice on any, and where it ends nothing is left open.
+// model_check_test.go hold; every run ends, since no state is met twice on any, and where it ends nothing is left
+// open.
 
 // The numbers of things in a model. Ids are numbered: a thing's number is its place in the arrays of a world.
 const (

@@ -129,7 +129,8 @@ func (e *explorer) workMoves(w world, n, i int, out emit) {
 	}
 }
 
-// obeyMoves has a worker hear that its intent is closed without it, before it has proposed anything. A deletion goes on.
+// obeyMoves has a worker hear that its intent is closed without it, before it has proposed anything. A deletion goes
+// on.
 func (e *explorer) obeyMoves(w world, n, i int, in fsm.Intent, c course, out emit) {
 	state := e.logs.states[w.nodes[n].view]
 	now, ok := state.Intent(in.ID)

@@ -7,8 +7,8 @@ import (
 	"stillframe/fsm"
 )
 
-// world is one state of the model. It is comparable, so that a world that was met is known again; the log's state in it
-// is a number (see logs).
+// world is one state of the model. It is comparable, so that a world that was met is known again; the log's state in
+// it is a number (see logs).
 type world struct {
 	log     int32
 	clients [maxOps]client

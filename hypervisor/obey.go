@@ -67,8 +67,8 @@ func (o *Owner) obey(state *fsm.State) {
 	}
 }
 
-// comeBack compares the node with the log after it was given up for lost and is there again: what was deleted meanwhile
-// is destroyed, and VMs that ended are reported. Without an error it has seen to everything.
+// comeBack compares the node with the log after it was given up for lost and is there again: what was deleted
+// meanwhile is destroyed, and VMs that ended are reported. Without an error it has seen to everything.
 func (o *Owner) comeBack(ctx context.Context) error {
 	// The folders are listed before the state is read: what is made meanwhile is not among them.
 	sandboxes, err := o.localSandboxes()
@@ -139,8 +139,8 @@ func (o *Owner) occupied(sandbox fsm.SandboxID, snapshot fsm.SnapshotID) bool {
 	return false
 }
 
-// watchEpoch starts comeBack, in a goroutine of its own, when the log says that this node was away: its epoch has moved.
-// Only one runs at a time; where it could not do everything it is started again at the next change.
+// watchEpoch starts comeBack, in a goroutine of its own, when the log says that this node was away: its epoch has
+// moved. Only one runs at a time; where it could not do everything it is started again at the next change.
 func (o *Owner) watchEpoch(ctx context.Context, state *fsm.State) {
 	self, ok := state.Node(o.cfg.Node)
 	if !ok || self.Lost() || self.Removed() {

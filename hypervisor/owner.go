@@ -18,8 +18,9 @@ import (
 	"stillframe/hypervisor/vmm"
 )
 
-// Log is the replicated log as the owner sees it. Apply's errors are those of package cluster: nil is done, KindUnknown
-// may or may not have been applied, KindUnavailable has certainly not, everything else is the state machine's refusal.
+// Log is the replicated log as the owner sees it. Apply's errors are those of package cluster: nil is done,
+// KindUnknown may or may not have been applied, KindUnavailable has certainly not, everything else is the state
+// machine's refusal.
 type Log interface {
 	Apply(context.Context, fsm.Command) (fsm.Result, error)
 	State() *fsm.State
@@ -133,8 +134,8 @@ func (o *Owner) snapshotDir(id fsm.SnapshotID) string {
 }
 
 // Run takes up the VMs of an earlier run and then carries out intents until ctx ends. The log's local state must have
-// caught up before Run is called, or VMs of sandboxes not yet known here would be taken for leftovers. Run returns when
-// every goroutine it started has ended; VMs go on running.
+// caught up before Run is called, or VMs of sandboxes not yet known here would be taken for leftovers. Run returns
+// when every goroutine it started has ended; VMs go on running.
 func (o *Owner) Run(ctx context.Context) error {
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -211,9 +212,9 @@ func (o *Owner) startOpenIntents(ctx context.Context, state func() *fsm.State) {
 	}
 }
 
-// carryOut takes an intent through its course: its steps and, where one fails, what undoes them and the report. When ctx
-// was cut off by a shutdown it stops where it is: the intent stays open for the next start. jobCtx bounds the steps; it
-// ends besides when the log supersedes the intent.
+// carryOut takes an intent through its course: its steps and, where one fails, what undoes them and the report. When
+// ctx was cut off by a shutdown it stops where it is: the intent stays open for the next start. jobCtx bounds the
+// steps; it ends besides when the log supersedes the intent.
 func (o *Owner) carryOut(ctx, jobCtx context.Context, in fsm.Intent) {
 	began := time.Now()
 	log := o.log.With("intent", in.ID, "kind", in.Kind, "sandbox", in.Sandbox, "snapshot", in.Snapshot)

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// caller sends single requests to one node, and never sends one again by itself: what a repetition does is for the test
-// to see.
+// caller sends single requests to one node, and never sends one again by itself: what a repetition does is for the
+// test to see.
 type caller struct {
 	base string
 	key  string

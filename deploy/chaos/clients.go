@@ -256,8 +256,8 @@ func (c *clientLoop) restore(ctx context.Context) {
 	}
 }
 
-// holdsWhatItShould reads what a restored sandbox holds, and compares it with what its snapshot was taken of. Where that
-// is not known, because nobody has had the answer yet, only memory and disk are compared.
+// holdsWhatItShould reads what a restored sandbox holds, and compares it with what its snapshot was taken of. Where
+// that is not known, because nobody has had the answer yet, only memory and disk are compared.
 func (r *run) holdsWhatItShould(ctx context.Context, rnd *rand.Rand, sandbox, snapshot string) (nonce string, ok bool) {
 	var texts []string
 	for _, path := range []string{memoryFile, diskFile} {
@@ -286,8 +286,8 @@ func (r *run) holdsWhatItShould(ctx context.Context, rnd *rand.Rand, sandbox, sn
 		return texts[0], true
 	}
 	if texts[0] != k.nonce {
-		r.violated("2 content", "sandbox %s, restored from %s, holds %q where its source held %q", sandbox, snapshot, texts[0],
-			k.nonce)
+		r.violated("2 content", "sandbox %s, restored from %s, holds %q where its source held %q", sandbox, snapshot,
+			texts[0], k.nonce)
 		return "", false
 	}
 	r.compareInstant(ctx, rnd, sandbox, k)
@@ -298,8 +298,8 @@ func (r *run) holdsWhatItShould(ctx context.Context, rnd *rand.Rand, sandbox, sn
 func (r *run) compareInstant(ctx context.Context, rnd *rand.Rand, sandbox string, k *kept) {
 	_, base, ok := r.counter(ctx, r.nodes[rnd.IntN(len(r.nodes))], sandbox)
 	if ok && k.light && (base < k.from || (k.to > 0 && base > k.to)) {
-		r.violated("2 content", "snapshot %s (%s) is of round %d, but was asked for after %d and acknowledged before %d", k.id,
-			k.name, base, k.from, k.to)
+		r.violated("2 content", "snapshot %s (%s) is of round %d, but was asked for after %d and acknowledged before %d",
+			k.id, k.name, base, k.from, k.to)
 	}
 }
 

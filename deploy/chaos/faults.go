@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,8 +35,8 @@ func newInjector(r *run) *injector {
 	return &injector{r: r, rnd: r.random(1), counts: map[string]int{}, undo: map[int]func(){}}
 }
 
-// fault is one kind of fault. It is given a source of chance of its own, brings the fault about, and gives what ends it,
-// or nil where there was nothing to do it to.
+// fault is one kind of fault. It is given a source of chance of its own, brings the fault about, and gives what ends
+// it, or nil where there was nothing to do it to.
 type fault struct {
 	name   string
 	weight int
@@ -45,15 +46,17 @@ type fault struct {
 }
 
 var catalogue = []fault{
-	{"kill leader", 8, 0, 5, func(r *run, ctx context.Context, rnd *rand.Rand) func() { return r.kill(r.leader(ctx, rnd)) }},
-	{"kill a node", 8, 0, 5, func(r *run, _ context.Context, rnd *rand.Rand) func() { return r.kill(r.anyNode(rnd)) }},
-	{"kill an owner at work", 6, 0, 5, func(r *run, _ context.Context, rnd *rand.Rand) func() { return r.kill(r.busyOwner(rnd)) }},
+	{"kill leader", 8, 0, 5, onLeader((*run).kill)},
+	{"kill a node", 8, 0, 5, onAny((*run).kill)},
+	{"kill an owner at work", 6, 0, 5, func(r *run, _ context.Context, rnd *rand.Rand) func() {
+		return r.kill(r.busyOwner(rnd))
+	}},
 	{"kill all", 2, 0, 3, func(r *run, _ context.Context, _ *rand.Rand) func() { return r.kill(r.nodes...) }},
 	{"kill at a step", 14, 3, 8, (*run).killAtStep},
-	{"stop a daemon", 6, 3, 10, func(r *run, _ context.Context, rnd *rand.Rand) func() { return r.freeze(r.anyNode(rnd)) }},
-	{"stop the leader", 4, 3, 10, func(r *run, ctx context.Context, rnd *rand.Rand) func() { return r.freeze(r.leader(ctx, rnd)) }},
-	{"cut a node off", 6, 3, 10, (*run).cutOff},
-	{"cut the leader off", 4, 3, 10, (*run).cutOffLeader},
+	{"stop a daemon", 6, 3, 10, onAny((*run).stop)},
+	{"stop the leader", 4, 3, 10, onLeader((*run).stop)},
+	{"cut a node off", 6, 3, 10, onAny((*run).isolate)},
+	{"cut the leader off", 4, 3, 10, onLeader((*run).isolate)},
 	{"one-way cut", 6, 3, 10, (*run).cutOneWay},
 	{"ring", 3, 3, 8, (*run).ring},
 	{"lossy network", 6, 3, 10, (*run).loss},
@@ -61,9 +64,19 @@ var catalogue = []fault{
 	{"full disk", 4, 3, 8, (*run).fillDisk},
 	{"hanging disk", 4, 2, 8, (*run).hangDisk},
 	{"rolling restart", 2, 0, 1, (*run).roll},
+	{"leadership transfer", 4, 0, 1, (*run).transfer},
 	{"kill a VMM", 5, 0, 1, (*run).killVMM},
 	{"kill the VMM of a snapshot", 4, 0, 1, (*run).killSnapshottedVMM},
 	{"hang a VMM", 5, 3, 8, (*run).hangVMM},
+}
+
+// onAny does something to a node by chance, onLeader to the one that leads.
+func onAny(do func(*run, ...*node) func()) func(*run, context.Context, *rand.Rand) func() {
+	return func(r *run, _ context.Context, rnd *rand.Rand) func() { return do(r, r.anyNode(rnd)) }
+}
+
+func onLeader(do func(*run, ...*node) func()) func(*run, context.Context, *rand.Rand) func() {
+	return func(r *run, ctx context.Context, rnd *rand.Rand) func() { return do(r, r.leader(ctx, rnd)) }
 }
 
 // atOnce bounds how many faults go on at a time.
@@ -186,7 +199,8 @@ func (r *run) leader(ctx context.Context, rnd *rand.Rand) *node {
 	for _, n := range r.nodes {
 		members, ok := r.status(asked, n, false)
 		for _, m := range members {
-			if i := slices.IndexFunc(r.nodes, func(n *node) bool { return n.name == m.Name }); ok && m.Role == "leader" && i >= 0 {
+			i := slices.IndexFunc(r.nodes, func(n *node) bool { return n.name == m.Name })
+			if ok && m.Role == "leader" && i >= 0 {
 				return r.nodes[i]
 			}
 		}
@@ -253,14 +267,28 @@ func (r *run) killAtStep(_ context.Context, rnd *rand.Rand) func() {
 	}
 }
 
-// freeze stops a daemon without ending it.
-func (r *run) freeze(n *node) func() {
-	over := n.impair()
-	n.signal(unix.SIGSTOP)
-	return func() {
-		n.signal(unix.SIGCONT)
-		over()
+// stop stops daemons without ending them.
+func (r *run) stop(nodes ...*node) func() {
+	var over []func()
+	for _, n := range nodes {
+		over = append(over, n.impair())
+		n.signal(unix.SIGSTOP)
 	}
+	return func() {
+		for i, n := range nodes {
+			n.signal(unix.SIGCONT)
+			over[i]()
+		}
+	}
+}
+
+// transfer has the leadership handed over, asked at a node by chance.
+func (r *run) transfer(ctx context.Context, rnd *rand.Rand) func() {
+	a := r.anyNode(rnd).admin().do(ctx, "POST", "/admin/v1/cluster/transfer", map[string]string{}, "")
+	if a.status != http.StatusOK {
+		return nil // other faults may be in its way
+	}
+	return func() {}
 }
 
 // rule adds a rule to a node's firewall; the result takes it away.
@@ -289,18 +317,15 @@ func (r *run) peers(of *node) []*node {
 	return slices.DeleteFunc(slices.Clone(r.nodes), func(n *node) bool { return n == of })
 }
 
-func (r *run) isolate(n *node) func() {
+// isolate cuts nodes off from all others, both ways.
+func (r *run) isolate(nodes ...*node) func() {
 	var undo []func()
-	for _, p := range r.peers(n) {
-		undo = append(undo, n.rule("INPUT", "-s", p.addr, "-j", "DROP"), n.rule("OUTPUT", "-d", p.addr, "-j", "DROP"))
+	for _, n := range nodes {
+		for _, p := range r.peers(n) {
+			undo = append(undo, n.rule("INPUT", "-s", p.addr, "-j", "DROP"), n.rule("OUTPUT", "-d", p.addr, "-j", "DROP"))
+		}
 	}
 	return all(undo)
-}
-
-func (r *run) cutOff(_ context.Context, rnd *rand.Rand) func() { return r.isolate(r.anyNode(rnd)) }
-
-func (r *run) cutOffLeader(ctx context.Context, rnd *rand.Rand) func() {
-	return r.isolate(r.leader(ctx, rnd))
 }
 
 // cutOneWay lets a node be heard by the others and not hear them, or the other way.
@@ -347,7 +372,8 @@ func (r *run) slow(ctx context.Context, rnd *rand.Rand) func() {
 	n := r.anyNode(rnd)
 	rate := fmt.Sprintf("%dkbit", 256<<rnd.IntN(4))
 	args := []string{"ip", "netns", "exec", n.netns, "tc", "qdisc"}
-	add := append(slices.Clone(args), "replace", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "4kb", "latency", "800ms")
+	add := append(slices.Clone(args), "replace", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "4kb",
+		"latency", "800ms")
 	if err := command(context.WithoutCancel(ctx), add...); err != nil {
 		fmt.Println("chaos:", err)
 		return nil

@@ -73,8 +73,8 @@ func (r *run) resolveOne(ctx context.Context, op *operation) {
 		}
 		pauseFor(ctx, 200*time.Millisecond)
 	}
-	r.violated("10 recovery", "operation %s of client %d has no outcome %s after everything was healed: %s", op.Kind, op.Client,
-		recovery, op.answer)
+	r.violated("10 recovery", "operation %s of client %d has no outcome %s after everything was healed: %s", op.Kind,
+		op.Client, recovery, op.answer)
 }
 
 // adopt takes note of what an operation has come to after all.
@@ -189,8 +189,8 @@ func (r *run) checkOneEffect() {
 	}
 }
 
-// checkSnapshots has every acknowledged snapshot be listed everywhere, be whole, restore, and hold what its source held
-// (invariants 2 and 3).
+// checkSnapshots has every acknowledged snapshot be listed everywhere, be whole, restore, and hold what its source
+// held (invariants 2 and 3).
 func (r *run) checkSnapshots(ctx context.Context) {
 	must := r.pool.mustBeThere()
 	for _, n := range r.nodes {

@@ -104,7 +104,7 @@ func (r *run) deleteAll(ctx context.Context) (left []string) {
 // leftOnNodes looks at folders, namespaces, mounts and processes.
 func (r *run) leftOnNodes() (left []string) {
 	for _, n := range r.nodes {
-		for _, kind := range []string{"sandboxes", "snapshots"} {
+		for _, kind := range []string{"sandboxes", "snapshots", "copies"} {
 			entries, err := os.ReadDir(filepath.Join(n.dir, kind))
 			if err != nil {
 				left = append(left, err.Error())

@@ -10,10 +10,10 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// A snapshot name as a state machine: free, or held by one snapshot that is being made, is ready, or is being deleted. One
-// operation of a client is one or more moves of this machine, each at some instant between call and return: a creation
-// reserves the name and later has it ready. A move whose outcome nobody knows may come at any time or never; it then does
-// nothing where it does not fit.
+// A snapshot name as a state machine: free, or held by one snapshot that is being made, is ready, or is being deleted.
+// One operation of a client is one or more moves of this machine, each at some instant between call and return: a
+// creation reserves the name and later has it ready. A move whose outcome nobody knows may come at any time or never;
+// it then does nothing where it does not fit.
 
 // move is one input of the checker.
 type move struct {

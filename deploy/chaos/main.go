@@ -1,26 +1,27 @@
-// Command chaos runs a cluster of real processes under a seeded schedule of faults, several at once, while clients on all
-// nodes create, snapshot, restore and delete, and then proves from what the clients saw, and from what is on the nodes,
-// that nothing was lost, doubled or left behind.
+// Command chaos runs a cluster of real processes under a seeded schedule of faults, several at once, while clients on
+// all nodes create, snapshot, restore and delete, and then proves from what the clients saw, and from what is on the
+// nodes, that nothing was lost, doubled or left behind.
 //
 // # What runs
 //
 // The test starts itself again in a mount and a network namespace of its own. In there are three or five "stillframe
-// server" processes, each with a network namespace and an address on one bridge, and an XFS of its own in a file. All but
-// one drive the light VMM (see lightvmm); the last one drives real virtual machines, unless told otherwise. Everything ends with the namespaces, whatever
-// happens; only processes that this one has started, or that the data folders' records name, are ever ended.
+// server" processes, each with a network namespace and an address on one bridge, and an XFS of its own in a file. All
+// but one drive the light VMM (see lightvmm); the last one drives real virtual machines, unless told otherwise.
+// Everything ends with the namespaces, whatever happens; only processes that this one has started, or that the data
+// folders' records name, are ever ended.
 //
 // # What is judged
 //
 // Clients record every request and its answer (history.go). A request whose answer is lost is sent again under its
 // idempotency key, mostly at another node; one that is never answered stays open-ended. Afterwards, with all faults
 // healed: each name's history is linearizable (linear.go); every acknowledged snapshot is listed on every node, its
-// digests verify, it restores, and holds what its source held (final.go); asked again, the same key gives the same answer,
-// and another body a conflict; nodes at one position have one digest, all the time (watch.go); no source stood still
-// longer than a bound but for faults of its own host, as its VMM has measured it (pauses.go); nothing is open, and when
-// all is deleted nothing is left (leaks.go).
+// digests verify, it restores, and holds what its source held (final.go); asked again, the same key gives the same
+// answer, and another body a conflict; nodes at one position have one digest, all the time (watch.go); no source stood
+// still longer than a bound but for faults of its own host, as its VMM has measured it (pauses.go); nothing is open,
+// and when all is deleted nothing is left (leaks.go).
 //
-// It ends with a report and with status 1 if anything was violated. It imports httpd/client's contract only by speaking
-// HTTP, and of this module hypervisor/vmm, hypervisor/store and netpolicy, to see the truth behind the API.
+// It ends with a report and with status 1 if anything was violated. It imports httpd/client's contract only by
+// speaking HTTP, and of this module hypervisor/vmm, hypervisor/store and netpolicy, to see the truth behind the API.
 package main
 
 import (

@@ -93,17 +93,16 @@ func (n *node) unmount() {
 	_ = unix.Unmount(n.mount, unix.MNT_DETACH) // it ends with the namespace at the latest
 }
 
-// launch starts the daemon. The command line is the same at every start.
+// launch starts the daemon.
 func (n *node) launch() error {
 	out, err := os.OpenFile(n.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = out.Close() }()
-	cmd := exec.Command("nsenter", "--net="+filepath.Join(netpolicy.Dir, n.netns), n.r.program(), "server", //nolint:noctx // it lives until it is ended
-		"--cluster", n.identity, "--data", n.dir, "--listen", n.addr+":7070", "--images", n.r.o.images,
-		"--name", n.name, "--log-level", "debug", "--overcommit-disk", "10000", "--overcommit-vcpu", "64",
-		"--node-lease", n.r.o.lease.String())
+	cmd := exec.Command("nsenter", append([]string{ //nolint:noctx // it lives until it is ended
+		"--net=" + filepath.Join(netpolicy.Dir, n.netns), n.r.program(),
+	}, n.arguments()...)...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(os.Environ(), "STILLFRAME_FAULT=@"+n.order, "STILLFRAME_VMM="+n.vmm,
 		"STILLFRAME_LIGHTVMM_REPORT="+n.r.pauses.dir, "STILLFRAME_BUG="+n.r.o.bug, "GORACE=halt_on_error=0")
@@ -120,6 +119,15 @@ func (n *node) launch() error {
 	defer n.mu.Unlock()
 	n.cmd, n.done = cmd, done
 	return nil
+}
+
+// arguments are the daemon's, the same at every start.
+func (n *node) arguments() []string {
+	return []string{
+		"server", "--cluster", n.identity, "--data", n.dir, "--listen", n.addr + ":7070", "--images", n.r.o.images,
+		"--name", n.name, "--log-level", "debug", "--overcommit-disk", "10000", "--overcommit-vcpu", "64",
+		"--node-lease", n.r.o.lease.String(),
+	}
 }
 
 // process gives the daemon's process and what tells its end.

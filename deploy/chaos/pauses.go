@@ -19,8 +19,9 @@ type pauses struct {
 	quiet   time.Duration // the longest part without a fault of the source's own host
 }
 
-// pauseBound is how long a source may stand still, not counting faults of its own host. A daemon that was killed resumes
-// it when it is started again, so that this is what a snapshot takes on a machine that is busy with everything else.
+// pauseBound is how long a source may stand still, not counting faults of its own host. A daemon that was killed
+// resumes it when it is started again, so that this is what a snapshot takes on a machine that is busy with everything
+// else.
 const pauseBound = 10 * time.Second
 
 // checkPauses reads what the VMMs have noted (invariant 4).
@@ -78,7 +79,8 @@ func (r *run) notePause(dir string, p interval) {
 	}
 	r.pauses.quiet = max(r.pauses.quiet, quiet)
 	if quiet > pauseBound {
-		r.violated("4 pauses", "sandbox %s stood still for %s, %s of it without a fault of its host", sandboxOf(dir), whole, quiet)
+		r.violated("4 pauses", "sandbox %s stood still for %s, %s of it without a fault of its host", sandboxOf(dir),
+			whole, quiet)
 	}
 }
 

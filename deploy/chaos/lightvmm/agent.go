@@ -13,7 +13,8 @@ import (
 	"stillframe/hypervisor/guest"
 )
 
-// counterFile is a file that is not kept but made when it is read: the counter now and the one that this VM began with.
+// counterFile is a file that is not kept but made when it is read: the counter now and the one that this VM began
+// with.
 const counterFile = "/proc/lightvmm"
 
 // identity is what the agent was told. It is the process's and not the memory's, as far as nobody asks for it.

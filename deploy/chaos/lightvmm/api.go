@@ -197,7 +197,8 @@ func (a *api) snapshot(body []byte) error {
 		return err
 	}
 	dir := strings.TrimPrefix(in.URL, "file://")
-	return errors.Join(writeNew(filepath.Join(dir, "config.json"), a.config), writeNew(filepath.Join(dir, "state.json"), raw))
+	return errors.Join(writeNew(filepath.Join(dir, "config.json"), a.config),
+		writeNew(filepath.Join(dir, "state.json"), raw))
 }
 
 func writeNew(path string, content []byte) error {

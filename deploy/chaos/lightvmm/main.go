@@ -1,21 +1,23 @@
-// Command lightvmm stands in for a VMM where there must be many sandboxes and none has to compute: it serves the part of
-// Cloud Hypervisor's REST API that an owner uses and runs no guest. A node that is pointed at it by STILLFRAME_VMM needs no
-// special case.
+// Command lightvmm stands in for a VMM where there must be many sandboxes and none has to compute: it serves the part
+// of Cloud Hypervisor's REST API that an owner uses and runs no guest. A node that is pointed at it by STILLFRAME_VMM
+// needs no special case.
 //
 // # What it does as a VMM does
 //
-// It is a process of its own in the sandbox's network namespace that outlives the daemon. It maps the RAM file that its
-// configuration names and opens the disk file, and goes on writing to both for as long as it is not paused: a counter in
-// memory, pages that depend on it, the counter on the disk, the counter in memory again. Pausing stops this between two
-// rounds, so that whatever is copied in the pause is of one counter, and what is copied beside it is not. vm.snapshot
-// writes config.json and state.json, the latter with the counter; vm.restore refuses files that are not of the instant of
-// their state.json. An agent answers at the guest's address, through the sandbox's tap and a kernel's network stack behind
-// it: who it is, and small files, of which those below /dev/shm are kept in RAM and all others on the disk.
+// It is a process of its own in the sandbox's network namespace that outlives the daemon. It maps the RAM file that
+// its configuration names and opens the disk file, and goes on writing to both for as long as it is not paused: a
+// counter in memory, pages that depend on it, the counter on the disk, the counter in memory again. Pausing stops this
+// between two rounds, so that whatever is copied in the pause is of one counter, and what is copied beside it is not.
+// vm.snapshot writes config.json and state.json, the latter with the counter; vm.restore refuses files that are not of
+// the instant of their state.json. An agent answers at the guest's address, through the sandbox's tap and a kernel's
+// network stack behind it: who it is, and small files, of which those below /dev/shm are kept in RAM and all others on
+// the disk.
 //
 // # What it is not
 //
-// No processor, no kernel, no file system, no commands, no boundary. It says nothing about how long anything takes, and
-// what it answers of random numbers and clocks is that it has been told. Real guests are for the tests that need them.
+// No processor, no kernel, no file system, no commands, no boundary. It says nothing about how long anything takes,
+// and what it answers of random numbers and clocks is that it has been told. Real guests are for the tests that need
+// them.
 //
 // It imports hypervisor/guest (the agent's protocol and the fixed addresses) and nothing else of this module.
 package main

@@ -12,8 +12,8 @@ import (
 )
 
 // The layout of RAM and of the disk. RAM: page 0 holds the counter, the pages after it what the last rounds wrote, the
-// page after those the counter again. The disk holds the counter where no file system of a template has anything. Slots
-// for files are in both.
+// page after those the counter again. The disk holds the counter where no file system of a template has anything.
+// Slots for files are in both.
 const (
 	pageSize  = 4096
 	ringPages = 63

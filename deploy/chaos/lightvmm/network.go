@@ -17,9 +17,9 @@ import (
 	"stillframe/hypervisor/guest"
 )
 
-// network is the guest's side of the tap: a network namespace without a name that this process alone holds, with a tap of
-// its own for a network card. Frames are carried between the two taps, so that what reaches the agent has come through
-// the sandbox's tap, and nothing of the sandbox's namespace is touched.
+// network is the guest's side of the tap: a network namespace without a name that this process alone holds, with a tap
+// of its own for a network card. Frames are carried between the two taps, so that what reaches the agent has come
+// through the sandbox's tap, and nothing of the sandbox's namespace is touched.
 type network struct {
 	host, card *os.File
 	listener   net.Listener

@@ -107,9 +107,14 @@ func (v *vm) state() string {
 	return "Running"
 }
 
+// errTransition is in the real VMM's words.
+func errTransition(from, to string) error {
+	return fmt.Errorf("Invalid transition: InvalidStateTransition(%s, %s)", from, to) //nolint:staticcheck // not ours
+}
+
 func (v *vm) pause() error {
 	if v.paused {
-		return errors.New("Invalid transition: InvalidStateTransition(Paused, Paused)") //nolint:staticcheck // the VMM's words
+		return errTransition("Paused", "Paused")
 	}
 	v.run.Lock()
 	v.paused = true
@@ -121,7 +126,7 @@ func (v *vm) pause() error {
 
 func (v *vm) resume() error {
 	if !v.paused {
-		return errors.New("Invalid transition: InvalidStateTransition(Running, Running)") //nolint:staticcheck // the VMM's words
+		return errTransition("Running", "Running")
 	}
 	if v.born {
 		v.report.note("resume")
@@ -134,7 +139,7 @@ func (v *vm) resume() error {
 // save describes the paused VM.
 func (v *vm) save() (saved, error) {
 	if !v.paused {
-		return saved{}, errors.New("Trying to snapshot while VM is running") //nolint:staticcheck // the VMM's words
+		return saved{}, errors.New("the VM is running")
 	}
 	digest, err := v.digest()
 	return saved{Format: savedFormat, Counter: v.counter(), Digest: digest}, err
