@@ -66,6 +66,21 @@ func (h *history) all() []*operation {
 	return append([]*operation(nil), h.ops...)
 }
 
+// checkTeeth has a run in which next to nothing was done prove nothing.
+func (r *run) checkTeeth() {
+	done := map[string]int{}
+	for _, op := range r.history.all() {
+		if op.Outcome == outcomeOK {
+			done[op.Kind]++
+		}
+	}
+	for kind, least := range map[string]int{"create": 2, "snapshot": 3, "restore": 2, "list": 2} {
+		if done[kind] < least {
+			r.violated("0 teeth", "%d operations %q were done, %d at the least prove anything", done[kind], kind, least)
+		}
+	}
+}
+
 // since gives the time of the run, which orders everything in the history.
 func (r *run) since() int64 { return time.Since(r.went).Nanoseconds() }
 

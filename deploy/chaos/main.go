@@ -217,6 +217,7 @@ func (r *run) judge(ctx context.Context) {
 			return
 		}
 	}
+	r.checkTeeth()
 	r.checkHistory()
 	r.checkAgreement(ctx)
 	r.checkKeys(ctx)

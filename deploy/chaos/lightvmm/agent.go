@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ type identity struct {
 	mu         sync.Mutex
 	sandbox    string
 	generation int
+	ca         string // digest of the authority that it was given; it makes no connection that would need it
 }
 
 // agent serves the calls that an owner and a client of files make.
@@ -68,6 +70,10 @@ func (v *vm) setIdentity(w http.ResponseWriter, r *http.Request) {
 	v.run.Unlock()
 	v.id.mu.Lock()
 	defer v.id.mu.Unlock()
+	if in.CAPEM != "" {
+		sum := sha256.Sum256([]byte(in.CAPEM))
+		v.id.ca = hex.EncodeToString(sum[:])
+	}
 	changed := v.id.sandbox != in.SandboxID
 	if changed {
 		v.id.sandbox = in.SandboxID
@@ -75,7 +81,7 @@ func (v *vm) setIdentity(w http.ResponseWriter, r *http.Request) {
 	}
 	reply(w, guest.IdentityResult{
 		SandboxID: in.SandboxID, Hostname: in.SandboxID, Changed: changed, SeedBytes: len(in.Seed), Reseeded: true,
-		Generation: v.id.generation,
+		Generation: v.id.generation, CA: v.id.ca,
 	})
 }
 
