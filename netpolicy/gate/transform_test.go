@@ -368,30 +368,32 @@ func TestHundredStreamsAtOnce(t *testing.T) {
 	var all sync.WaitGroup
 	all.Add(streams)
 	g := api(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		all.Done()
-		all.Wait() // none is answered before all are there
+		if r.URL.Path != "/first" {
+			all.Done()
+			all.Wait() // none is answered before all are there
+		}
 		_, _ = io.WriteString(w, r.URL.RawQuery+" "+r.Header.Get("X-Key"))
 	}), transform("api.example", map[string]string{"X-Key": "k"}))
 	client := g.client("203.0.113.66:443", true)
-	res, err := client.Get("https://api.example/")
-	_ = res
-	_ = err
+	res, err := client.Get("https://api.example/first") // one connection, which the rest will share
+	require.Equal(t, " k", body(t, res, err))
 	var wg sync.WaitGroup
-	for i := range streams - 1 {
+	for i := range streams {
 		wg.Go(func() {
 			res, err := client.Get(fmt.Sprintf("https://api.example/?%d", i))
-			if err == nil {
-				b, _ := io.ReadAll(res.Body)
-				_ = res.Body.Close()
-				if string(b) != fmt.Sprintf("%d k", i) || res.ProtoMajor != 2 {
-					t.Errorf("stream %d: %q", i, b)
-				}
-			} else {
+			if err != nil {
 				t.Error(err)
+				return
+			}
+			b, _ := io.ReadAll(res.Body)
+			_ = res.Body.Close()
+			if string(b) != fmt.Sprintf("%d k", i) || res.ProtoMajor != 2 {
+				t.Errorf("stream %d: %q", i, b)
 			}
 		})
 	}
 	wg.Wait()
+	require.Len(t, g.dials(), 1, "they share the upstream's connection as well")
 }
 
 // webSocket asks for one and gives the connection, and the answer's status line.
