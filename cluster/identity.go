@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"stillframe/cluster/seal"
 	"stillframe/fsm"
 )
 
@@ -79,6 +80,9 @@ func OpenIdentity(dir string, log *slog.Logger) (*Identity, error) {
 	}
 	return id, nil
 }
+
+// SecretsFile is the path of the keys for secrets of the state.
+func (id *Identity) SecretsFile() string { return filepath.Join(id.dir, seal.FileName) }
 
 // ID is the node's own id. It never changes.
 func (id *Identity) ID() fsm.NodeID { return id.current().list.ID }

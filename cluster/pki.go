@@ -19,6 +19,7 @@ import (
 	"regexp"
 	"time"
 
+	"stillframe/cluster/seal"
 	"stillframe/fsm"
 )
 
@@ -56,7 +57,8 @@ func checkMember(m Member) error {
 }
 
 // Init makes a new cluster: a CA in dir, and for each member a folder dir/NAME with its identity (see OpenIdentity),
-// which is what goes to that member's host. dir must not hold a cluster yet. Folders are readable by their owner only.
+// which is what goes to that member's host, and in each the keys for secrets of the state (see package seal). dir must not
+// hold a cluster yet. Folders are readable by their owner only.
 func Init(dir string, members []Member) error {
 	if len(members) == 0 {
 		return errors.New("make a cluster: no members")
@@ -71,6 +73,9 @@ func Init(dir string, members []Member) error {
 	}
 	if _, err := os.Lstat(filepath.Join(dir, fileCAKey)); !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("make a cluster: %s holds one already", dir)
+	}
+	if err := seal.Make(dir); err != nil {
+		return fmt.Errorf("make a cluster: %w", err)
 	}
 	ca, err := newCA()
 	if err != nil {
@@ -178,7 +183,31 @@ func (ca *authority) write(dir string) error {
 	return writeKey(filepath.Join(dir, fileCAKey), ca.key)
 }
 
-// writeMember writes a member's folder.
+// RotateSecrets adds a key for the secrets of the state to the cluster whose files are in dir, and to the folders of its
+// members there. Nodes on other hosts get it with their folder's seal.FileName, for which there is time until the key is
+// used. It gives the key's id and that time. One that was cut off is finished by the next.
+func RotateSecrets(dir string, useAfter time.Time) (id string, from time.Time, err error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", time.Time{}, fmt.Errorf("rotate the keys for secrets: %w", err)
+	}
+	var folders []string
+	for _, e := range entries {
+		folder := filepath.Join(dir, e.Name())
+		if _, err := os.Stat(filepath.Join(folder, fileMembers)); err == nil {
+			folders = append(folders, folder)
+		}
+	}
+	if len(folders) == 0 {
+		return "", time.Time{}, fmt.Errorf("rotate the keys for secrets: %s holds no cluster", dir)
+	}
+	if id, from, err = seal.Rotate(dir, folders, useAfter); err != nil {
+		err = fmt.Errorf("rotate the keys for secrets: %w", err)
+	}
+	return id, from, err
+}
+
+// writeMember writes a member's folder, which lies beside the CA's files.
 func (ca *authority) writeMember(dir string, m Member, members []Member) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -187,7 +216,8 @@ func (ca *authority) writeMember(dir string, m Member, members []Member) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(
+	_, err = seal.Copy(filepath.Dir(dir), dir)
+	return errors.Join(err,
 		writeFile(filepath.Join(dir, fileMembers), append(raw, '\n'), 0o644),
 		writeFile(filepath.Join(dir, fileCA), ca.certPEM(), 0o644),
 		ca.writeCertificate(dir, m.ID),

@@ -11,6 +11,8 @@ func (s *State) Apply(cmd Command) (*State, Result) {
 		return s.request(c.Now, c.Org, c.Request, func(d *draft) (Intent, *Error) { return d.restoreSnapshot(c) })
 	case CreateSnapshot:
 		return s.request(c.Now, c.Org, c.Request, func(d *draft) (Intent, *Error) { return d.createSnapshot(c) })
+	case SetNetworkPolicy:
+		return s.request(c.Now, c.Org, c.Request, func(d *draft) (Intent, *Error) { return d.setNetworkPolicy(c) })
 	case DeleteSandbox:
 		return s.request(c.Now, c.Org, Request{}, func(d *draft) (Intent, *Error) { return d.deleteSandbox(c) })
 	case DeleteSnapshot:
@@ -49,6 +51,13 @@ func (d *draft) applyOther(cmd Command) Result {
 		return d.applyFinishRequest(c)
 	case Tick:
 		return Result{Err: d.applyTick(c)}
+	case Reseal:
+		return Result{Err: d.applyReseal(c)}
+	case SetOrgLimits:
+		return Result{Err: d.applySetOrgLimits(c)}
+	}
+	if res, known := d.applyNodes(cmd); known {
+		return res
 	}
 	return Result{Err: Errorf(KindInternal, "%T is not a command", cmd)}
 }

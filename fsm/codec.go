@@ -31,7 +31,9 @@ var handle = func() *codec.MsgpackHandle {
 }()
 
 // decoders holds, for each command type, the decoders of its versions, the first for version 1. Encode writes the last
-// one. An entry is never removed or changed: logs written by older programs stay readable.
+// one. An entry is never removed or changed: logs written by older programs stay readable. A field that is left out when
+// empty may be added without a new version: what does not use it stays as it was, and a program that does not know it
+// refuses what does.
 var decoders = map[CommandType][]func([]byte) (Command, error){
 	TypePutOrg:          {decodeAs[PutOrg]},
 	TypePutKey:          {decodeAs[PutKey]},
@@ -48,6 +50,14 @@ var decoders = map[CommandType][]func([]byte) (Command, error){
 	TypeBeginRequest:    {decodeAs[BeginRequest]},
 	TypeFinishRequest:   {decodeAs[FinishRequest]},
 	TypeTick:            {decodeAs[Tick]},
+
+	TypeSetNetworkPolicy: {decodeAs[SetNetworkPolicy]},
+	TypeReseal:           {decodeAs[Reseal]},
+	TypeMarkNode:         {decodeAs[MarkNode]},
+	TypePutMember:        {decodeAs[PutMember]},
+	TypeRemoveNode:       {decodeAs[RemoveNode]},
+	TypeDrainNode:        {decodeAs[DrainNode]},
+	TypeSetOrgLimits:     {decodeAs[SetOrgLimits]},
 }
 
 // Encode gives a command's bytes for the log; equal commands give equal bytes. A command must be one of this package's
@@ -95,6 +105,8 @@ func typeOf(cmd Command) (CommandType, bool) {
 	switch cmd.(type) {
 	case PutOrg, PutKey, RevokeKey, RegisterNode, PutTemplate, CreateSandbox, RestoreSnapshot, CreateSnapshot,
 		DeleteSandbox, DeleteSnapshot, Complete, ReportStopped, BeginRequest, FinishRequest, Tick:
+		return cmd.commandType(), true
+	case SetNetworkPolicy, Reseal, MarkNode, PutMember, RemoveNode, DrainNode, SetOrgLimits:
 		return cmd.commandType(), true
 	}
 	return 0, false

@@ -80,11 +80,12 @@ type CreateSandbox struct {
 	TimeoutSec    int64             `codec:"to"`
 	AutoPause     bool              `codec:"ap,omitempty"`
 	EnvVars       map[string]string `codec:"e,omitempty"`
-	NetworkPolicy *NetworkPolicy    `codec:"np,omitempty"`
+	NetworkPolicy *NetworkPolicy    `codec:"np,omitempty"` // header values sealed
+	CA            []byte            `codec:"ca,omitempty"` // see Sandbox.CA
 }
 
 // RestoreSnapshot opens a restore intent on a new sandbox. Only a ready snapshot of the same organization restores.
-// The owner is the node that holds the data.
+// The owner is the node that holds the data. CA is for a snapshot that has none; one that has keeps its own.
 type RestoreSnapshot struct {
 	Now           Time           `codec:"now"`
 	Request       Request        `codec:"rq"`
@@ -95,6 +96,7 @@ type RestoreSnapshot struct {
 	TimeoutSec    int64          `codec:"to"`
 	AutoPause     bool           `codec:"ap,omitempty"`
 	NetworkPolicy *NetworkPolicy `codec:"np,omitempty"` // nil: the snapshot's
+	CA            []byte         `codec:"ca,omitempty"`
 }
 
 // CreateSnapshot opens a snapshot intent and reserves the name. The sandbox must be running. With an empty Name the
@@ -136,6 +138,9 @@ type DeleteSnapshot struct {
 //	                  sandbox is running again, or stopped when SandboxStopped says that its VM was lost
 //	delete            done: sandbox gone                         failed: sandbox stopped, reason kept; may be retried
 //	delete-snapshot   done: snapshot gone, name free             failed: snapshot ready again
+//	set-policy        done: the policy is the sandbox's          failed: the one before is, or deny-all when
+//	                  PolicyFellBack says that it could not be kept up; in both cases the sandbox is running, or
+//	                  stopped when SandboxStopped says that its VM was lost
 //
 // A done snapshot intent with KillAfter opens a delete intent with the ID NextIntent, and is refused without one.
 type Complete struct {
@@ -147,9 +152,13 @@ type Complete struct {
 	Manifest       *Manifest `codec:"mf,omitempty"`
 	SandboxStopped string    `codec:"ss,omitempty"` // why the sandbox's VM is gone; empty: it runs
 	NextIntent     IntentID  `codec:"ni,omitempty"`
+	// PolicyFellBack: of a set-policy intent that failed, that neither the new policy nor the one before it is in force,
+	// and nothing is let through.
+	PolicyFellBack bool `codec:"pf,omitempty"`
 }
 
-// ReportStopped is the owner's word that a running sandbox has lost its VM: the sandbox is stopped, with the reason.
+// ReportStopped is the owner's word that a running sandbox has lost its VM: the sandbox is stopped, with the reason, and
+// the replacement of its network policy, where one is under way, has failed.
 // Refused as superseded when the sandbox is not running or Owner and Epoch are not its own.
 type ReportStopped struct {
 	Now     Time      `codec:"now"`

@@ -25,22 +25,32 @@ func (d *draft) applyComplete(c Complete) (Intent, *Error) {
 		in.State = IntentFailed
 		in.Error = &Error{Kind: c.Error.Kind, Message: cut(c.Error.Message), Field: cut(c.Error.Field)}
 	}
+	d.closeIntent(&in, c)
+	d.putIntent(in)
+	return in.withoutSecrets(), nil
+}
+
+// closeIntent does to what an intent is about what its outcome means; the caller puts the intent.
+func (d *draft) closeIntent(in *Intent, c Complete) {
 	switch in.Kind {
 	case IntentCreate, IntentRestore:
-		d.closeStart(&in)
+		d.closeStart(in)
 	case IntentSnapshot:
-		d.closeSnapshot(&in, c)
+		d.closeSnapshot(in, c)
 	case IntentDelete:
-		d.closeDelete(&in)
+		d.closeDelete(in)
 	case IntentDeleteSnapshot:
-		d.closeDeleteSnapshot(&in)
+		d.closeDeleteSnapshot(in)
+	case IntentSetPolicy:
+		d.closeSetPolicy(in, c)
 	}
-	d.putIntent(in)
-	return in, nil
 }
 
 // completable refuses a completion that says too little.
 func (d *draft) completable(in Intent, c Complete) *Error {
+	if c.PolicyFellBack && (in.Kind != IntentSetPolicy || c.Error == nil) {
+		return Errorf(KindInvalid, "only a replacement of a network policy that failed can have fallen back")
+	}
 	if in.Kind != IntentSnapshot || c.Error != nil {
 		return nil //nolint:nilerr // a command that reports a failure can be applied
 	}
@@ -94,6 +104,7 @@ func (d *draft) closeSnapshot(in *Intent, c Complete) {
 		return
 	}
 	sn, _ := d.Snapshot(in.Snapshot)
+	c.Manifest.intern()
 	sn.State, sn.Intent, sn.Manifest = SnapshotReady, "", c.Manifest
 	d.putSnapshot(sn)
 	in.ResultSnapshot = &sn

@@ -69,6 +69,48 @@ func (g *script) policy() *NetworkPolicy {
 	}}})
 }
 
+func (g *script) ca() []byte { return pick(g, nil, []byte("ca-1"), []byte("ca-2")) }
+
+// runningIn is mostly a sandbox that is running.
+func (g *script) runningIn(s *State) SandboxID {
+	there := slices.DeleteFunc(all(s.sandboxes), func(sb Sandbox) bool { return sb.State != SandboxRunning })
+	if len(there) == 0 || g.choose(4) == 0 {
+		return g.sandbox()
+	}
+	return there[g.choose(len(there))].ID
+}
+
+// setPolicy is mostly possible.
+func (g *script) setPolicy(s *State) Command {
+	return SetNetworkPolicy{
+		Now: g.now, Request: g.request(), Intent: g.intent(), Org: g.org(), Sandbox: g.runningIn(s),
+		Policy: NetworkPolicy{Mode: pick(g, PolicyCustom, PolicyDenyAll, ""), Transforms: []Transform{{
+			Domain: "a", InjectHeaders: map[string]string{"a": fmt.Sprint(g.choose(3)), "b": "1"},
+		}}},
+	}
+}
+
+// reseal mostly names a thing that has something sealed, and what it has.
+func (g *script) reseal(s *State) Command {
+	c := Reseal{Now: g.now, Headers: []SealSwap{{Was: fmt.Sprint(g.choose(4)), Is: fmt.Sprint(g.choose(4))}}}
+	there := s.Sealed()
+	if len(there) == 0 || g.choose(8) == 0 {
+		c.Sandbox, c.Intent = g.sandbox(), pick(g, "", "int-1", IntentID("int-9"))
+		return c
+	}
+	v := there[g.choose(len(there))]
+	c.Sandbox, c.Snapshot, c.Intent = v.Sandbox, v.Snapshot, v.Intent
+	if len(v.CA) > 0 {
+		c.CA = &SealSwapCA{Was: v.CA, Is: g.ca()}
+	}
+	if v.Policy.injects() {
+		c.Headers[0].Was = v.Policy.Transforms[0].InjectHeaders["a"]
+	} else if g.choose(2) == 0 {
+		c.Headers = nil
+	}
+	return c
+}
+
 // nameIn is mostly the name of a snapshot that is there.
 func (g *script) nameIn(s *State) string {
 	there := all(s.snapshots)
@@ -90,7 +132,7 @@ func (g *script) snapshotIn(s *State) SnapshotID {
 // next makes the next command for a state.
 func (g *script) next(s *State) Command {
 	g.now += Time(1e9 * pick(g, 0, 1, 1, 20, 300, -2))
-	switch g.choose(20) {
+	switch g.choose(27) {
 	case 0:
 		return PutOrg{Now: g.now, Org: Org{
 			ID: g.org(), Name: pick(g, "alpha", "beta", "gamma"),
@@ -116,16 +158,16 @@ func (g *script) next(s *State) Command {
 			Now: g.now, Request: g.request(), Intent: g.intent(), Org: g.org(), Sandbox: g.sandbox(),
 			TemplateName: pick(g, "system/debian", "system/debian", "mine"), VCPU: g.choose(3), MemoryMiB: 1024,
 			DiskMiB: 1024, TimeoutSec: int64(1 + g.choose(600)), EnvVars: map[string]string{"B": "1", "A": "2"},
-			NetworkPolicy: g.policy(),
+			NetworkPolicy: g.policy(), CA: g.ca(),
 		}
 	case 8, 9:
 		return RestoreSnapshot{
 			Now: g.now, Request: g.request(), Intent: g.intent(), Org: g.org(), Sandbox: g.sandbox(),
-			SnapshotName: g.nameIn(s), TimeoutSec: int64(1 + g.choose(600)), NetworkPolicy: g.policy(),
+			SnapshotName: g.nameIn(s), TimeoutSec: int64(1 + g.choose(600)), NetworkPolicy: g.policy(), CA: g.ca(),
 		}
 	case 10, 11:
 		return CreateSnapshot{
-			Now: g.now, Request: g.request(), Intent: g.intent(), Org: g.org(), Sandbox: g.sandbox(),
+			Now: g.now, Request: g.request(), Intent: g.intent(), Org: g.org(), Sandbox: g.runningIn(s),
 			Snapshot: g.snapshot(), Name: g.name(), GeneratedName: pick(g, "otter", "badger"),
 			KillAfter: g.choose(3) == 0,
 		}
@@ -133,18 +175,53 @@ func (g *script) next(s *State) Command {
 		return DeleteSandbox{Now: g.now, Intent: g.intent(), Org: g.org(), Sandbox: g.sandbox()}
 	case 13:
 		return DeleteSnapshot{Now: g.now, Intent: g.intent(), Org: g.org(), Snapshot: g.snapshotIn(s)}
-	case 14, 15, 16:
+	case 14, 15, 16, 22, 23, 24:
 		return g.complete(s)
 	case 17:
-		return ReportStopped{Now: g.now, Sandbox: g.sandbox(), Owner: g.node(), Epoch: g.epoch(), Reason: "gone"}
+		return g.stopped(s)
 	case 18:
 		return pick[Command](g,
 			BeginRequest{Now: g.now, Org: g.org(), Request: g.request()},
 			FinishRequest{Now: g.now, Org: g.org(), Key: fmt.Sprint("k", g.choose(6)), Response: Response{Status: 200}})
+	case 19, 20:
+		return g.setPolicy(s)
+	case 21:
+		if g.choose(4) == 0 {
+			limit := g.choose(12)
+			return SetOrgLimits{Now: g.now, Org: g.org(), MaxSandboxes: pick(g, nil, &limit), MaxSnapshots: pick(g, nil, &limit)}
+		}
+		return g.reseal(s)
+	case 25:
+		return g.aboutNodes(s)
 	default:
 		g.now += pick(g, Time(0), 0, 0, 0, 0, 0, 0, 0, 0, 3600e9, RequestRetention/2)
 		return Tick{Now: g.now, IntentIDs: []IntentID{g.intent(), g.intent()}}
 	}
+}
+
+// stopped is mostly the word of a sandbox's owner.
+func (g *script) stopped(s *State) Command {
+	c := ReportStopped{Now: g.now, Sandbox: g.sandbox(), Owner: g.node(), Epoch: g.epoch(), Reason: "gone"}
+	if there := all(s.sandboxes); len(there) > 0 && g.choose(2) == 0 {
+		sb := there[g.choose(len(there))]
+		c.Sandbox, c.Owner, c.Epoch = sb.ID, sb.Owner, sb.Epoch-uint64(g.choose(8)/7)
+	}
+	return c
+}
+
+// aboutNodes is mostly the leader's opinion of a node, as of now.
+func (g *script) aboutNodes(s *State) Command {
+	id := g.node()
+	n, _ := s.Node(id)
+	switch g.choose(8) {
+	case 0:
+		return DrainNode{Now: g.now, Node: id, Drained: g.choose(2) == 0}
+	case 1:
+		return PutMember{Now: g.now, Node: pick(g, id, "node-3"), Name: pick(g, "x", ""), Addr: pick(g, "a:1", "b:1")}
+	case 2:
+		return RemoveNode{Now: g.now, Node: pick(g, NodeID("node-3"), "node-3", "node-4", "node-2"), Force: g.choose(4) == 0}
+	}
+	return MarkNode{Now: g.now, Node: id, Lost: g.choose(5) == 0, Epoch: n.Epoch - uint64(g.choose(8)/7)}
 }
 
 // complete mostly completes an intent that is open.
@@ -164,6 +241,7 @@ func (g *script) complete(s *State) Command {
 	if g.choose(6) == 0 {
 		c.SandboxStopped = "the VM ended"
 	}
+	c.PolicyFellBack = c.Error != nil && g.choose(4) == 0
 	return c
 }
 
@@ -214,13 +292,16 @@ func TestRandomCommands(t *testing.T) {
 // TestFixedScripts runs scripts under seeds that are known to get everywhere, and requires that they still do.
 func TestFixedScripts(t *testing.T) {
 	reached := map[string]int{}
-	for i := range uint64(6) {
-		testScript(t, 1, i, reached)
+	for i := range uint64(10) {
+		testScript(t, 3, i, reached)
 	}
 	for _, want := range []string{
 		"intent create done", "intent create failed", "intent restore done", "intent restore failed",
 		"intent snapshot done", "intent snapshot failed", "intent delete done", "intent delete failed",
 		"intent delete-snapshot done", "intent delete-snapshot failed", "replayed",
+		"intent set-policy open", "intent set-policy done", "intent set-policy failed", "stopped under a new policy",
+		"fell back", "resealed sandbox", "resealed snapshot", "resealed intent",
+		"superseded", "gone at once",
 	} {
 		require.NotZero(t, reached[want], "the scripts are too tame: %q never happened; got %v", want,
 			slices.Sorted(maps.Keys(reached)))
@@ -271,12 +352,44 @@ func runScript(tb testing.TB, g *script, n int, reached map[string]int) (*State,
 		if res.Replayed {
 			reached["replayed"]++
 		}
+		if m, ok := cmd.(MarkNode); ok && m.Lost && res.Err == nil && len(s.OpenIntents(m.Node)) > 0 {
+			reached["superseded"]++
+		}
+		if _, completes := cmd.(Complete); !completes && res.Intent.State == IntentDone && !res.Replayed {
+			reached["gone at once"]++
+		}
 		if res.Intent.State != "" && res.Err == nil {
 			reached[fmt.Sprintf("intent %s %s", res.Intent.Kind, res.Intent.State)]++
+		}
+		if res.Err == nil {
+			noteReached(s, cmd, reached)
 		}
 		s = next
 	}
 	return s, log
+}
+
+// noteReached notes what a command that was applied to a state did, where its result does not say.
+func noteReached(s *State, cmd Command, reached map[string]int) {
+	switch c := cmd.(type) {
+	case ReportStopped:
+		if sb, _ := s.Sandbox(c.Sandbox); sb.Intent != "" {
+			reached["stopped under a new policy"]++
+		}
+	case Complete:
+		if c.PolicyFellBack {
+			reached["fell back"]++
+		}
+	case Reseal:
+		switch {
+		case c.Sandbox != "":
+			reached["resealed sandbox"]++
+		case c.Snapshot != "":
+			reached["resealed snapshot"]++
+		default:
+			reached["resealed intent"]++
+		}
+	}
 }
 
 // FuzzApply runs scripts whose choices the fuzzer makes.
@@ -307,9 +420,9 @@ func FuzzDecode(f *testing.F) {
 		f.Add(b)
 	}
 	var full bytes.Buffer
-	if b, err := os.ReadFile("testdata/state-1.golden"); err == nil {
-		full.Write(b)
-	}
+	b, err := os.ReadFile("testdata/state-2.golden")
+	require.NoError(f, err)
+	full.Write(b)
 	state, err := Read(&full)
 	require.NoError(f, err)
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -340,6 +453,9 @@ func FuzzRead(f *testing.F) {
 	require.NoError(f, err)
 	f.Add(b)
 	f.Add(b[:len(b)/2])
+	b, err = os.ReadFile("testdata/state-2.golden")
+	require.NoError(f, err)
+	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := Read(bytes.NewReader(b))
 		if err != nil {

@@ -12,6 +12,7 @@ func (d *draft) createSandbox(c CreateSandbox) (Intent, *Error) {
 	p.name("template_name", c.TemplateName)
 	p.size(c.VCPU, c.MemoryMiB, c.DiskMiB)
 	p.timeout(c.TimeoutSec)
+	p.sealedCA(c.CA)
 	if p.err != nil {
 		return Intent{}, p.err
 	}
@@ -22,14 +23,14 @@ func (d *draft) createSandbox(c CreateSandbox) (Intent, *Error) {
 	if err := d.roomForSandbox(c.Org, c.Sandbox, c.Intent); err != nil {
 		return Intent{}, err
 	}
-	owner, err := d.place(Capacity{VCPU: c.VCPU, MemoryMiB: c.MemoryMiB, DiskMiB: c.DiskMiB})
+	owner, err := d.place(Capacity{VCPU: c.VCPU, MemoryMiB: c.MemoryMiB, DiskMiB: c.DiskMiB}, t.Digest)
 	if err != nil {
 		return Intent{}, err
 	}
 	return d.startSandbox(c.Now, c.Request, IntentCreate, c.Intent, Sandbox{
 		ID: c.Sandbox, Org: c.Org, Template: t.ID, TemplateName: t.Name, TemplateDigest: t.Digest,
 		VCPU: c.VCPU, MemoryMiB: c.MemoryMiB, DiskMiB: c.DiskMiB, TimeoutSec: c.TimeoutSec, AutoPause: c.AutoPause,
-		EnvVars: c.EnvVars, NetworkPolicy: c.NetworkPolicy, Owner: owner,
+		EnvVars: c.EnvVars, NetworkPolicy: c.NetworkPolicy, CA: c.CA, Owner: owner,
 	}), nil
 }
 
@@ -39,6 +40,7 @@ func (d *draft) restoreSnapshot(c RestoreSnapshot) (Intent, *Error) {
 	p.id("the sandbox's id", string(c.Sandbox))
 	p.name("snapshot_name", c.SnapshotName)
 	p.timeout(c.TimeoutSec)
+	p.sealedCA(c.CA)
 	if p.err != nil {
 		return Intent{}, p.err
 	}
@@ -59,11 +61,15 @@ func (d *draft) restoreSnapshot(c RestoreSnapshot) (Intent, *Error) {
 	if policy == nil {
 		policy = sn.NetworkPolicy
 	}
+	ca := sn.CA
+	if len(ca) == 0 {
+		ca = c.CA
+	}
 	return d.startSandbox(c.Now, c.Request, IntentRestore, c.Intent, Sandbox{
 		ID: c.Sandbox, Org: c.Org, Template: sn.Template, TemplateName: sn.TemplateName,
 		TemplateDigest: sn.Manifest.TemplateDigest, Snapshot: sn.ID,
 		VCPU: sn.VCPU, MemoryMiB: sn.MemoryMiB, DiskMiB: sn.DiskMiB, TimeoutSec: c.TimeoutSec, AutoPause: c.AutoPause,
-		EnvVars: sn.EnvVars, NetworkPolicy: policy, Owner: sn.Owner,
+		EnvVars: sn.EnvVars, NetworkPolicy: policy, CA: ca, Owner: sn.Owner,
 	}), nil
 }
 
@@ -103,6 +109,9 @@ func (d *draft) deleteSandbox(c DeleteSandbox) (Intent, *Error) {
 	if err != nil {
 		return Intent{}, err
 	}
+	if err := sb.policyAtRest(); err != nil {
+		return Intent{}, err
+	}
 	if !deletable(sb) {
 		return Intent{}, Errorf(KindConflict, "sandbox %s is %s; it can be deleted once it is running or stopped",
 			sb.ID, sb.State)
@@ -113,15 +122,15 @@ func (d *draft) deleteSandbox(c DeleteSandbox) (Intent, *Error) {
 	return d.openDelete(c.Now, c.Intent, sb), nil
 }
 
-// openDelete opens a delete intent on a deletable sandbox.
+// openDelete opens a delete intent on a deletable sandbox. One whose owner is lost is gone at once.
 func (d *draft) openDelete(now Time, id IntentID, sb Sandbox) Intent {
 	sb.setState(now, SandboxDeleting, "")
 	sb.Epoch++
 	sb.Intent = id
 	d.putSandbox(sb)
-	return d.openIntent(now, Request{}, Intent{
+	return d.openOn(now, d.openIntent(now, Request{}, Intent{
 		ID: id, Kind: IntentDelete, Org: sb.Org, Sandbox: sb.ID, Owner: sb.Owner, Epoch: sb.Epoch,
-	})
+	}))
 }
 
 func (d *draft) applyReportStopped(c ReportStopped) *Error {
@@ -134,6 +143,10 @@ func (d *draft) applyReportStopped(c ReportStopped) *Error {
 	sb, ok := d.Sandbox(c.Sandbox)
 	if !ok || sb.State != SandboxRunning || sb.Owner != c.Owner || sb.Epoch != c.Epoch {
 		return Errorf(KindSuperseded, "sandbox %s is not running on node %s at epoch %d", c.Sandbox, c.Owner, c.Epoch)
+	}
+	if sb.Intent != "" {
+		d.stopUnderPolicy(c.Now, sb, c.Reason)
+		return nil
 	}
 	sb.setState(c.Now, SandboxStopped, cut(c.Reason))
 	d.putSandbox(sb)

@@ -18,6 +18,12 @@ func (d *draft) createSnapshot(c CreateSnapshot) (Intent, *Error) {
 		return Intent{}, Errorf(KindConflict, "sandbox %s is %s; only a running one can be snapshotted", sb.ID,
 			sb.State)
 	}
+	if err := sb.policyAtRest(); err != nil {
+		return Intent{}, err
+	}
+	if err := d.ownerThere(sb.Owner); err != nil {
+		return Intent{}, err
+	}
 	if _, ok := d.Snapshot(c.Snapshot); ok {
 		return Intent{}, Errorf(KindConflict, "snapshot %s already exists", c.Snapshot)
 	}
@@ -36,7 +42,7 @@ func (d *draft) createSnapshot(c CreateSnapshot) (Intent, *Error) {
 	d.putSnapshot(Snapshot{
 		ID: c.Snapshot, Org: c.Org, Name: name, Sandbox: sb.ID, Template: sb.Template, TemplateName: sb.TemplateName,
 		VCPU: sb.VCPU, MemoryMiB: sb.MemoryMiB, DiskMiB: sb.DiskMiB, EnvVars: sb.EnvVars,
-		NetworkPolicy: sb.NetworkPolicy, State: SnapshotCreating, Owner: sb.Owner, Epoch: sb.Epoch, Intent: c.Intent,
+		NetworkPolicy: sb.NetworkPolicy, CA: sb.CA, State: SnapshotCreating, Owner: sb.Owner, Epoch: sb.Epoch, Intent: c.Intent,
 		CreatedAt: c.Now,
 	})
 	return d.openIntent(c.Now, c.Request, Intent{
@@ -109,15 +115,16 @@ func (d *draft) deleteSnapshot(c DeleteSnapshot) (Intent, *Error) {
 	sn.State, sn.Intent = SnapshotDeleting, c.Intent
 	sn.Epoch++
 	d.putSnapshot(sn)
-	return d.openIntent(c.Now, Request{}, Intent{
+	return d.openOn(c.Now, d.openIntent(c.Now, Request{}, Intent{
 		ID: c.Intent, Kind: IntentDeleteSnapshot, Org: c.Org, Snapshot: sn.ID, Owner: sn.Owner, Epoch: sn.Epoch,
-	}), nil
+	})), nil
 }
 
 // restoredFrom gives a sandbox that was restored from a snapshot and still exists, the one with the smallest ID.
 func (d *draft) restoredFrom(id SnapshotID) (SandboxID, bool) {
-	it := d.snapshotSandboxes.Root().Iterator()
-	it.SeekPrefix(joined(string(id), ""))
-	_, sb, ok := it.Next()
-	return sb, ok
+	_, sb, ok := d.snapshotSandboxes.from(joined(string(id), "")).next()
+	if !ok {
+		return "", false
+	}
+	return *sb, true
 }

@@ -15,12 +15,13 @@ import (
 func fullWorld(t *testing.T) *world {
 	w := newWorld(t)
 	w.ok(RegisterNode{Now: w.now, Node: Node{
-		ID: "node-2", Name: "second", Capacity: Capacity{VCPU: 64, MemoryMiB: 1 << 20, DiskMiB: 1 << 20},
+		ID: "node-2", Name: "second", Level: Level, Capacity: Capacity{VCPU: 64, MemoryMiB: 1 << 20, DiskMiB: 1 << 20},
 	}})
 	keyed := w.create("sbx-1")
 	keyed.Request = Request{Key: "k1", BodyHash: [32]byte{1}}
 	keyed.EnvVars = map[string]string{"A": "1", "B": "2"}
 	keyed.NetworkPolicy = &NetworkPolicy{Mode: "deny-all"}
+	keyed.CA = []byte("sealed seed")
 	w.done(w.ok(keyed).Intent, nil)
 	w.ready("sbx-1", "snap-1", "base")
 	w.ready("sbx-1", "snap-2", "other")
@@ -28,7 +29,13 @@ func fullWorld(t *testing.T) *world {
 	w.ok(w.restore("base", "sbx-2"))
 	w.ok(DeleteSnapshot{Now: w.now, Intent: "int-d1", Org: "org-a", Snapshot: "snap-2"})
 	w.running("sbx-3")
+	w.done(w.ok(w.setPolicy("sbx-3", "int-p1")).Intent, nil)
 	w.ok(DeleteSandbox{Now: w.now, Intent: "int-d2", Org: "org-a", Sandbox: "sbx-3"})
+	w.running("sbx-6")
+	fell := w.complete(w.ok(w.setPolicy("sbx-6", "int-p2")).Intent, nil)
+	fell.Error, fell.PolicyFellBack = Errorf(KindInternal, "no"), true
+	w.ok(fell)
+	w.ok(w.setPolicy("sbx-6", "int-p3"))
 	sb := w.running("sbx-4")
 	w.ok(ReportStopped{Now: w.now, Sandbox: sb.ID, Owner: sb.Owner, Epoch: sb.Epoch, Reason: "gone"})
 	w.fail(w.ok(w.create("sbx-5")).Intent, "no")
@@ -61,21 +68,34 @@ func TestStreamRoundTrip(t *testing.T) {
 	require.Equal(t, w.s.Digest(), next.s.Digest())
 }
 
-// TestGoldenState reads a state that this version wrote when the format was new: later versions must read it, too.
+// TestGoldenState reads the states that this version and every older one wrote: later versions must read them, too, and
+// write them as they were. The newest is what is written now; whoever changes the format leaves it as it is and adds the
+// next.
 func TestGoldenState(t *testing.T) {
-	path := filepath.Join("testdata", "state-1.golden")
 	var buf bytes.Buffer
 	_, err := fullWorld(t).s.WriteTo(&buf)
 	require.NoError(t, err)
+	newest := filepath.Join("testdata", "state-2.golden")
 	if *rewrite {
-		require.NoError(t, os.WriteFile(path, buf.Bytes(), 0o644))
+		require.NoError(t, os.WriteFile(newest, buf.Bytes(), 0o644))
 	}
-	want, err := os.ReadFile(path)
+	goldens, err := filepath.Glob(filepath.Join("testdata", "state-*.golden"))
 	require.NoError(t, err)
-	require.True(t, bytes.Equal(want, buf.Bytes()), "the format changed: give it a new version and go on reading this")
-	s, err := Read(bytes.NewReader(want))
-	require.NoError(t, err)
-	require.NoError(t, s.Check())
+	require.GreaterOrEqual(t, len(goldens), 2)
+	for _, path := range goldens {
+		want, err := os.ReadFile(path)
+		require.NoError(t, err)
+		s, err := Read(bytes.NewReader(want))
+		require.NoError(t, err, path)
+		require.NoError(t, s.Check(), path)
+		var again bytes.Buffer
+		_, err = s.WriteTo(&again)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(want, again.Bytes()), "%s: reading and writing changes nothing", path)
+		if path == newest {
+			require.True(t, bytes.Equal(want, buf.Bytes()), "the format changed: add a file, and go on reading this")
+		}
+	}
 }
 
 func TestReadRejects(t *testing.T) {

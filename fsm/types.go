@@ -39,6 +39,8 @@ type Org struct {
 	// MaxSandboxes and MaxSnapshots bound what the organization holds at once; 0 is no bound.
 	MaxSandboxes int `codec:"ms,omitempty"`
 	MaxSnapshots int `codec:"mn,omitempty"`
+	// MaxRequests bounds the requests a minute that each node takes from it; 0 is no bound. Each node counts for itself.
+	MaxRequests int `codec:"mr,omitempty"`
 }
 
 // APIKey is a credential of an organization. Only the SHA-256 of the secret is kept; the secret has 256 random bits, so
@@ -65,12 +67,23 @@ type Node struct {
 	Name           string   `codec:"n"`
 	APIAddr        string   `codec:"a"`
 	Capacity       Capacity `codec:"cap"`
-	VMM            string   `codec:"vm"`  // e.g. "cloud-hypervisor", "stillframe-devvmm"
-	VMMVersion     string   `codec:"vv"`  // as the VMM reports it
-	CPUFingerprint string   `codec:"cpu"` // digest of what a guest can see of the CPU
-	CloneMethod    string   `codec:"cm"`  // "reflink" or "copy": what the data folder's filesystem can do
-	Drained        bool     `codec:"dr,omitempty"`
-	RegisteredAt   Time     `codec:"r"`
+	VMM            string   `codec:"vm"`           // e.g. "cloud-hypervisor", "stillframe-devvmm"
+	VMMVersion     string   `codec:"vv"`           // as the VMM reports it
+	CPUFingerprint string   `codec:"cpu"`          // digest of what a guest can see of the CPU
+	CloneMethod    string   `codec:"cm"`           // "reflink" or "copy": what the data folder's filesystem can do
+	Level          int      `codec:"lv,omitempty"` // of its program (see Level); 0 is 1: older ones do not say
+	// Templates are the digests of the images that the node has; empty: it has not said.
+	Templates    []string `codec:"tp,omitempty"`
+	Drained      bool     `codec:"dr,omitempty"` // takes no new sandboxes
+	RegisteredAt Time     `codec:"r"`            // zero for a member that has not been here yet
+
+	// What follows is the cluster's word, not the node's: RegisterNode leaves Addr, ends LostAt and moves Epoch.
+
+	Addr      string `codec:"ra,omitempty"` // host:port for other nodes; empty: as the identity folders list it
+	LostAt    Time   `codec:"lo,omitempty"` // when the leader gave it up; zero while it is there
+	RemovedAt Time   `codec:"rm,omitempty"` // zero for a member; never goes back to zero
+	// Epoch counts what changes whether the node is there: registrations but for the first, and every MarkNode.
+	Epoch uint64 `codec:"ne,omitempty"`
 }
 
 // Template is a root filesystem from which sandboxes boot.
@@ -90,7 +103,8 @@ type NetworkPolicy struct {
 	Transforms   []Transform `codec:"t,omitempty" json:"transforms,omitempty"`
 }
 
-// Transform brokers credentials for a domain. The values of InjectHeaders are secrets.
+// Transform brokers credentials for a domain. The values of InjectHeaders are secrets: what the state holds is sealed with
+// a key that is not in it.
 type Transform struct {
 	Domain        string            `codec:"d" json:"domain"`
 	InjectHeaders map[string]string `codec:"i,omitempty" json:"inject_headers,omitempty"`
@@ -125,11 +139,17 @@ type Sandbox struct {
 	AutoPause      bool              `codec:"ap,omitempty"`
 	EnvVars        map[string]string `codec:"e,omitempty"`
 	NetworkPolicy  *NetworkPolicy    `codec:"np,omitempty"` // nil means allow-all
-	State          SandboxState      `codec:"s"`
-	StateReason    string            `codec:"sr,omitempty"` // more about the state, for people
-	Owner          NodeID            `codec:"ow"`
-	Epoch          uint64            `codec:"ep"` // of the last intent on this sandbox; only grows
-	// Intent is the open intent; empty exactly when State is running or stopped.
+	// PolicyNote says why NetworkPolicy is not what was last asked for; empty when it is.
+	PolicyNote string `codec:"pn,omitempty"`
+	// CA is the sealed seed of the CA that the guest trusts for transforms; the same in all that descends from a sandbox
+	// by snapshots. Empty in what an older version made.
+	CA          []byte       `codec:"ca,omitempty"`
+	State       SandboxState `codec:"s"`
+	StateReason string       `codec:"sr,omitempty"` // more about the state, for people
+	Owner       NodeID       `codec:"ow"`
+	Epoch       uint64       `codec:"ep"` // of the last intent on this sandbox; only grows
+	// Intent is the open intent; empty when State is running or stopped, but for a running sandbox whose network policy
+	// is being replaced.
 	Intent     IntentID `codec:"in,omitempty"`
 	CreatedAt  Time     `codec:"c"`
 	UpdatedAt  Time     `codec:"u"`
@@ -183,7 +203,8 @@ type Snapshot struct {
 	MemoryMiB     int64             `codec:"m"`
 	DiskMiB       int64             `codec:"d"`
 	EnvVars       map[string]string `codec:"e,omitempty"`
-	NetworkPolicy *NetworkPolicy    `codec:"np,omitempty"`
+	NetworkPolicy *NetworkPolicy    `codec:"np,omitempty"` // the sandbox's at that instant
+	CA            []byte            `codec:"ca,omitempty"` // the sandbox's
 	State         SnapshotState     `codec:"s"`
 	Owner         NodeID            `codec:"ow"` // the node that holds the data
 	Epoch         uint64            `codec:"ep"`
@@ -203,6 +224,7 @@ const (
 	IntentSnapshot       IntentKind = "snapshot"
 	IntentDelete         IntentKind = "delete" // of a sandbox
 	IntentDeleteSnapshot IntentKind = "delete-snapshot"
+	IntentSetPolicy      IntentKind = "set-policy" // a running sandbox's network policy replaced
 )
 
 // IntentState is open until the owner (or its supersession) closes it; closed states are final.
@@ -226,10 +248,13 @@ type Intent struct {
 	Epoch    uint64      `codec:"ep"` // must be repeated by the completion; a different one is superseded
 	State    IntentState `codec:"s"`
 	// KillAfter: a snapshot intent that, done, deletes its sandbox (by a delete intent that its completion opens).
-	KillAfter bool   `codec:"ka,omitempty"`
-	Error     *Error `codec:"er,omitempty"` // set exactly when failed
+	KillAfter bool `codec:"ka,omitempty"`
+	// NetworkPolicy is what a set-policy intent is to put in force, and of no other kind. The values of its headers go when
+	// it is closed.
+	NetworkPolicy *NetworkPolicy `codec:"np,omitempty"`
+	Error         *Error         `codec:"er,omitempty"` // set exactly when failed
 	// ResultSandbox and ResultSnapshot are copies as of the closing, so that a retry is answered the same for as long
-	// as the intent is kept, whatever has happened since.
+	// as the intent is kept, whatever has happened since. They hold no secrets, sealed or not.
 	ResultSandbox  *Sandbox  `codec:"rs,omitempty"`
 	ResultSnapshot *Snapshot `codec:"rn,omitempty"`
 	CreatedAt      Time      `codec:"c"`

@@ -104,6 +104,17 @@ func (w *world) restore(name, id string) RestoreSnapshot {
 	}
 }
 
+// setPolicy replaces a sandbox's policy by one with a secret.
+func (w *world) setPolicy(sandbox SandboxID, intent IntentID) SetNetworkPolicy {
+	return SetNetworkPolicy{
+		Now: w.now, Intent: intent, Org: "org-a", Sandbox: sandbox, Policy: NetworkPolicy{
+			Mode: PolicyCustom, AllowDomains: []string{"a.example"}, Transforms: []Transform{{
+				Domain: "api.example", InjectHeaders: map[string]string{"x-a": "sealed-a", "x-b": "sealed-b"},
+			}},
+		},
+	}
+}
+
 // done completes an intent as its owner does.
 func (w *world) done(in Intent, m *Manifest) Intent {
 	w.t.Helper()

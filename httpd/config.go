@@ -2,19 +2,25 @@ package httpd
 
 import (
 	"context"
+	"crypto/tls"
+	"io"
 	"log/slog"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Config is what a Server is made of. Log and Guests are required; the rest has defaults.
+// Config is what a Server is made of. Log, Guests, Policies and Secrets are required; the rest has defaults.
 type Config struct {
-	Addr        string // host:port of the API
+	Addr string // host:port of the API
+	// TLS is for the API's port; nil: it speaks plain HTTP. The administration socket never has it.
+	TLS         *tls.Config
 	AdminSocket string // path of the administration socket; empty: none
 
-	Log    Log
-	Guests Guests
+	Log      Log
+	Guests   Guests
+	Policies Policies
+	Secrets  Secrets
 
 	// Ready says why the node is not ready to serve, nil when it is. nil: always ready.
 	Ready func() error
@@ -22,6 +28,10 @@ type Config struct {
 	NodeStatus func() NodeStatus
 	// ClusterStatus answers GET /v1/cluster, with digests of the nodes' states where asked for. nil: 501.
 	ClusterStatus func(ctx context.Context, digest bool) ClusterStatus
+	// Backup takes a backup of the whole replicated state for GET /admin/v1/backup. nil: 501.
+	Backup func(ctx context.Context) (io.WriterTo, error)
+	// Reseal seals all that the state holds with the newest key. nil: 501.
+	Reseal func(ctx context.Context) (Resealed, error)
 	// Registry takes the metrics of this package and is what /metrics shows. nil: a new one.
 	Registry *prometheus.Registry
 	Logger   *slog.Logger // nil: slog.Default

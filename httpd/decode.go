@@ -14,7 +14,10 @@ import (
 )
 
 // fieldErrors collects what is wrong with a request, so that one answer names all of it.
-type fieldErrors struct{ list []FieldError }
+type fieldErrors struct {
+	list   []FieldError
+	silent []string // see known
+}
 
 // maxFieldErrors bounds an answer: a request with a thousand bad entries is told about the first.
 const maxFieldErrors = 100
@@ -24,6 +27,24 @@ func (e *fieldErrors) add(field, format string, args ...any) {
 		e.list = append(e.list, FieldError{field, fmt.Sprintf(format, args...)})
 	}
 }
+
+// addOnce adds what is wrong with a field of which nothing is said yet.
+func (e *fieldErrors) addOnce(field, message string) {
+	for _, f := range e.list {
+		if f.Field == field {
+			return
+		}
+	}
+	for _, f := range e.silent {
+		if f == field {
+			return
+		}
+	}
+	e.add(field, "%s", message)
+}
+
+// known keeps addOnce from speaking of a field that follows from one already named.
+func (e *fieldErrors) known(field string) { e.silent = append(e.silent, field) }
 
 // err is nil when nothing is wrong.
 func (e *fieldErrors) err() error {

@@ -1,8 +1,8 @@
 // Package httpd is the HTTP door of a node: it authenticates, validates, hands what is asked to the replicated log or
 // to the guest, waits, and answers in the wire format of openapi.yaml, which it also serves.
 //
-// It may import fsm (types, commands and error kinds). It owns the interfaces Log and Guests through which it reaches
-// everything else, and imports no other package of this module.
+// It may import fsm (types, commands and error kinds) and netpolicy/policy (what a policy may say). It owns the interfaces
+// Log, Guests, Policies and Secrets through which it reaches everything else, and imports no other package of this module.
 //
 // # Invariants
 //
@@ -10,7 +10,8 @@
 //   - Every read of an organization's things compares the organization: what belongs to another does not exist.
 //   - An error has one fsm.Kind, and a kind has one status; the mapping is in errors.go and nowhere else.
 //   - Secrets (API keys, header values, environment variables, command lines, file contents) are never logged and never
-//     part of an error. API keys are looked up by their SHA-256 and not kept.
+//     part of an error. API keys are looked up by their SHA-256 and not kept. Header values are sealed before they are
+//     proposed, and answered as [redacted].
 //   - No memory of the HTTP server outlives a handler. Fiber reuses its buffers unless told otherwise; New sets
 //     Immutable, because one forgotten copy would let a later request rewrite what the log holds, and a copy costs
 //     nothing beside an fsync.
@@ -18,7 +19,7 @@
 //
 // # Guarantees
 //
-// An Idempotency-Key makes a POST safe to repeat: the same key with the same request gives the same answer and one
+// An Idempotency-Key makes a POST or PUT safe to repeat: the same key with the same request gives the same answer and one
 // effect; with another request it gives a conflict. A request whose outcome is not known is answered as such (503),
 // never as failed.
 //
@@ -26,5 +27,6 @@
 //
 // A request goes on when its client hangs up: it ends at its own deadline. A key that was revoked through another
 // node is refused once this node has applied the revocation. Answers longer than fsm.MaxKeptBody are not kept under
-// an Idempotency-Key; a retry is told so.
+// an Idempotency-Key; a retry is told so. The bound on an organization's requests a minute is each node's own: spread over
+// n nodes it is n times as high, and a node that restarts begins anew.
 package httpd

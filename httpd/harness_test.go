@@ -23,6 +23,7 @@ import (
 	"github.com/getkin/kin-openapi/routers/legacy"
 	"github.com/stretchr/testify/require"
 
+	"stillframe/cluster/seal"
 	"stillframe/fsm"
 )
 
@@ -37,9 +38,11 @@ type memLog struct {
 	// after, when set, replaces the result's error once a command is applied: the answer got lost.
 	after func(fsm.Command) error
 	// outcome closes an intent; nil leaves it open. The default is done.
-	outcome func(fsm.Intent) *fsm.Complete
-	offline error // of Linearizable
-	owners  sync.WaitGroup
+	outcome  func(fsm.Intent) *fsm.Complete
+	offline  error     // of Linearizable
+	asOf     time.Time // of StateAsOf, with position
+	position uint64
+	owners   sync.WaitGroup
 }
 
 const testNode = fsm.NodeID("node-1")
@@ -287,19 +290,54 @@ func (g *fakeGuests) Copy(_ context.Context, _ fsm.SandboxID, req TransferReques
 	return g.begin(req)
 }
 
+// fakePolicies is a Policies that gives what it is told to.
+type fakePolicies struct {
+	mu        sync.Mutex
+	decisions []PolicyDecision
+	fail      error
+	asked     []string
+}
+
+func (p *fakePolicies) note(format string, args ...any) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked = append(p.asked, fmt.Sprintf(format, args...))
+	return p.fail
+}
+
+func (p *fakePolicies) Log(_ context.Context, id fsm.SandboxID, limit int) ([]PolicyDecision, error) {
+	return p.decisions, p.note("log %s %d", id, limit)
+}
+
+func (p *fakePolicies) Check(_ context.Context, id fsm.SandboxID, host string, port uint16) (PolicyDecision, error) {
+	return PolicyDecision{Action: "deny", Rule: "default", Name: host}, p.note("check %s %s %d", id, host, port)
+}
+
+// testSecrets makes a real ring of keys.
+func testSecrets(t *testing.T) *seal.Ring {
+	t.Helper()
+	dir := t.TempDir()
+	require.NoError(t, seal.Make(dir))
+	ring, err := seal.Open(filepath.Join(dir, seal.FileName), slog.Default())
+	require.NoError(t, err)
+	return ring
+}
+
 // env is a server on a real socket with what it stands on.
 type env struct {
-	t      *testing.T
-	log    *memLog
-	guests *fakeGuests
-	server *Server
-	base   string
-	org    fsm.Org
-	keyID  fsm.KeyID
-	key    string
-	admin  *http.Client
-	logs   *syncBuffer
-	doc    routers.Router
+	t        *testing.T
+	log      *memLog
+	guests   *fakeGuests
+	policies *fakePolicies
+	secrets  *seal.Ring
+	server   *Server
+	base     string
+	org      fsm.Org
+	keyID    fsm.KeyID
+	key      string
+	admin    *http.Client
+	logs     *syncBuffer
+	doc      routers.Router
 }
 
 type syncBuffer struct {
@@ -321,11 +359,12 @@ func (b *syncBuffer) String() string {
 
 func newEnv(t *testing.T, changes ...func(*Config)) *env {
 	t.Helper()
-	e := &env{t: t, log: newMemLog(t), logs: &syncBuffer{}}
+	e := &env{t: t, log: newMemLog(t), logs: &syncBuffer{}, policies: &fakePolicies{}, secrets: testSecrets(t)}
 	e.guests = &fakeGuests{files: map[string][]byte{}, perms: map[string]fs.FileMode{}}
 	socket := filepath.Join(t.TempDir(), "admin.sock")
 	cfg := Config{
 		Addr: "127.0.0.1:0", AdminSocket: socket, Log: e.log, Guests: e.guests, Version: "test",
+		Policies: e.policies, Secrets: e.secrets,
 		Logger: slog.New(slog.NewJSONHandler(e.logs, nil)),
 	}
 	for _, change := range changes {

@@ -8,76 +8,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"stillframe/fsm"
+	"stillframe/netpolicy/policy"
 )
-
-func TestDomains(t *testing.T) {
-	label63 := strings.Repeat("a", 63)
-	for _, good := range []string{
-		"example.com", "a.b", "*.example.com", "xn--bcher-kva.example", "a-b.c1.example", "1.example", "EXAMPLE.com",
-		label63 + ".com", "a.1a", "127.0.0.1.nip.io",
-	} {
-		errs := &fieldErrors{}
-		require.Equal(t, strings.ToLower(good), errs.domain("f", good))
-		require.NoError(t, errs.err(), good)
-	}
-	for _, bad := range []string{
-		"", "*", "*.", "*.*", "*.com", "com", "localhost", ".example.com", "example.com.", "a..b", "-a.com", "a-.com",
-		"a_b.com", "example.com:443", "https://example.com", "example.com/", "a b.com", " example.com", "exa*mple.com",
-		"*.*.example.com", "a.*.com", "bücher.example", "example.com\x00", "1.2.3.4", "1.2", "0x7f.1", "0x7f.0.0.0x1",
-		"a.0x", "[::1]", "::1", "*.1.2.3.4", label63 + "a.com", strings.Repeat("a.", 126) + "aa", "a.com\n",
-	} {
-		errs := &fieldErrors{}
-		errs.domain("f", bad)
-		require.Error(t, errs.err(), "%q", bad)
-	}
-}
-
-func TestCIDRs(t *testing.T) {
-	for given, want := range map[string]string{
-		"10.0.0.0/8": "10.0.0.0/8", "1.2.3.4/32": "1.2.3.4/32", "0.0.0.0/0": "0.0.0.0/0", "2001:db8::/32": "2001:db8::/32",
-		"2001:DB8:0::/48": "2001:db8::/48", "::/0": "::/0",
-	} {
-		errs := &fieldErrors{}
-		require.Equal(t, want, errs.cidr("f", given))
-		require.NoError(t, errs.err(), given)
-	}
-	for _, bad := range []string{
-		"", "1.2.3.4", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0/8", "010.0.0.0/8", "10.0.0.0/08", "a/8",
-		"2001:db8::1/32", "fe80::%eth0/64", "::ffff:1.2.3.0/120", "10.0.0.0/8 ", "10.0.0.0/8\x00", "1.2.3.4/255.255.255.0",
-	} {
-		errs := &fieldErrors{}
-		errs.cidr("f", bad)
-		require.Error(t, errs.err(), "%q", bad)
-	}
-}
-
-func TestHeaders(t *testing.T) {
-	for _, bad := range []string{
-		"", "Host", "content-length", "Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
-		"Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade", "a b", "a:b", ":authority", "ä", "a\r\nb",
-		strings.Repeat("x", 129),
-	} {
-		require.NotEmpty(t, headerNameError(bad, map[string]bool{}), "%q", bad)
-	}
-	seen := map[string]bool{}
-	require.Empty(t, headerNameError("X-Api-Key", seen))
-	require.NotEmpty(t, headerNameError("x-api-KEY", seen))
-	for _, bad := range []string{redacted, "a\r\nb", "a\nb", "a\x00b", "a\x7fb", strings.Repeat("x", 8<<10+1)} {
-		wrong := headerValueError(bad)
-		require.NotEmpty(t, wrong, "%.20q", bad)
-		if bad != redacted {
-			require.NotContains(t, wrong, bad, "a value is a secret")
-		}
-	}
-	require.Empty(t, headerValueError("Bearer a\tb ü"))
-}
 
 func TestTransforms(t *testing.T) {
 	e := newEnv(t)
-	policy := func(transforms string) string {
+	body := func(transforms string) string {
 		return `{"template_name":"system/busybox","network_policy":{"mode":"custom","transforms":` + transforms + `}}`
 	}
-	resp := e.do("POST", create, policy(`[{"domain":"a.com","inject_headers":{"Host":"x","A":"[redacted]","B":"x\ny",`+
+	resp := e.do("POST", create, body(`[{"domain":"a.com","inject_headers":{"Host":"x","A":"[redacted]","B":"x\ny",`+
 		`"C":"s3cret","c":"s3cret"},"strip_headers":["D","d","Connection"]},{"domain":"A.com"}]`))
 	require.Equal(t, 400, resp.status)
 	const first = "network_policy.transforms[0]."
@@ -85,15 +24,11 @@ func TestTransforms(t *testing.T) {
 		first + "inject_headers.A", first + "inject_headers.B", first + "inject_headers.Host", first + "inject_headers.c",
 		first + "strip_headers[1]", first + "strip_headers[2]", "network_policy.transforms[1].domain",
 	}, resp.fields(t))
+	require.NotContains(t, string(resp.body), `x\\ny`, "a value is a secret, also a bad one")
 	require.Contains(t, string(resp.body), "placeholder", "says why")
 	require.NotContains(t, string(resp.body), "s3cret")
 
-	resp = e.do("POST", create, policy(`[{"domain":"b.com"},{"domain":"a.com","inject_headers":{"A":"s3cret"}}]`))
-	require.Equal(t, 501, resp.status)
-	require.Equal(t, []string{"network_policy.transforms[1].inject_headers"}, resp.fields(t))
-	require.NotContains(t, e.logs.String(), "s3cret")
-
-	resp = e.do("POST", create, policy(`[{"domain":"*.Example.com","inject_headers":{},"strip_headers":["X-A"]}]`))
+	resp = e.do("POST", create, body(`[{"domain":"*.Example.com","inject_headers":{},"strip_headers":["X-A"]}]`))
 	require.Equal(t, 201, resp.status, "%s", resp.body)
 	require.Equal(t, map[string]any{"mode": "custom", "transforms": []any{
 		map[string]any{"domain": "*.example.com", "strip_headers": []any{"X-A"}},
@@ -102,16 +37,16 @@ func TestTransforms(t *testing.T) {
 
 func TestPolicyIsKeptAndInherited(t *testing.T) {
 	e := newEnv(t)
-	policy := map[string]any{"mode": "custom", "allow_domains": []any{"a.com"}, "allow_cidrs": []any{"10.0.0.0/8"}}
-	sb := e.do("POST", create, map[string]any{"template_name": "system/busybox", "network_policy": policy})
-	require.Equal(t, policy, sb.object(t)["network_policy"])
+	given := map[string]any{"mode": "custom", "allow_domains": []any{"a.com"}, "allow_cidrs": []any{"10.0.0.0/8"}}
+	sb := e.do("POST", create, map[string]any{"template_name": "system/busybox", "network_policy": given})
+	require.Equal(t, given, sb.object(t)["network_policy"])
 	id := sb.text(t, "id")
-	require.Equal(t, policy, e.do("GET", "/v1/sandbox/"+id, nil).object(t)["network_policy"])
+	require.Equal(t, given, e.do("GET", "/v1/sandbox/"+id, nil).object(t)["network_policy"])
 	sn := e.do("POST", "/v1/sandbox/"+id+"/snapshot/create", map[string]any{"name": "s"}).object(t)
-	require.Equal(t, policy, sn["network_policy"])
+	require.Equal(t, given, sn["network_policy"])
 
 	for _, body := range []string{`{"snapshot_name":"s"}`, `{"snapshot_name":"s","network_policy":null}`} {
-		require.Equal(t, policy, e.do("POST", restore, body).object(t)["network_policy"])
+		require.Equal(t, given, e.do("POST", restore, body).object(t)["network_policy"])
 	}
 	clone := e.do("POST", restore, `{"snapshot_name":"s","network_policy":{"mode":"deny-all"}}`).object(t)
 	require.Equal(t, map[string]any{"mode": "deny-all"}, clone["network_policy"])
@@ -168,7 +103,7 @@ func TestAnswersAreRedacted(t *testing.T) {
 		resp := e.send(r)
 		require.Less(t, resp.status, 300)
 		require.NotContains(t, string(resp.body), "s3cret", r.path)
-		require.Equal(t, r.path != "/v1/sandboxes", strings.Contains(string(resp.body), redacted), r.path)
+		require.Equal(t, r.path != "/v1/sandboxes", strings.Contains(string(resp.body), policy.Redacted), r.path)
 	}
 	require.NotContains(t, e.logs.String(), "s3cret")
 }

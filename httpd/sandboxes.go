@@ -2,7 +2,6 @@ package httpd
 
 import (
 	"errors"
-	"fmt"
 	"net/http"
 	"strings"
 	"unicode"
@@ -43,7 +42,10 @@ func (s *Server) createSandbox(c *call) (reply, error) {
 	if len(mounts) > 0 {
 		return reply{}, unsupportedField("mounts", "object storage mounts are not available in this version")
 	}
-	if err := supportedPolicy(cmd.NetworkPolicy); err != nil {
+	if cmd.NetworkPolicy, err = s.seal(c, cmd.NetworkPolicy, &cmd.Request); err != nil {
+		return reply{}, err
+	}
+	if cmd.CA, err = s.cfg.Secrets.NewCA(c.org.ID); err != nil {
 		return reply{}, err
 	}
 	cmd.Now, cmd.Intent, cmd.Sandbox = s.now(), s.newIntent(), fsm.SandboxID(s.cfg.NewID("sbx"))
@@ -51,7 +53,10 @@ func (s *Server) createSandbox(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, unknownTemplate(err)
 	}
-	return s.sandboxReply(intent)
+	if intent.State == fsm.IntentOpen {
+		return s.accepted(c, intent)
+	}
+	return s.sandboxReply(http.StatusCreated, intent)
 }
 
 func (s *Server) newIntent() fsm.IntentID { return fsm.IntentID(s.cfg.NewID("int")) }
@@ -70,16 +75,6 @@ func unsupportedField(field, message string) error {
 	return &apiError{kind: fsm.KindNotSupported, message: message, fields: []FieldError{{field, message}}}
 }
 
-// supportedPolicy refuses what this version would have to keep in clear: the log is no place for a secret, and
-// sealing is not there yet.
-func supportedPolicy(p *fsm.NetworkPolicy) error {
-	if i, found := injectsHeaders(p); found {
-		return unsupportedField(fmt.Sprintf("network_policy.transforms[%d].inject_headers", i),
-			"this version cannot store header values encrypted, so it does not take them")
-	}
-	return nil
-}
-
 // unknownTemplate makes a template that does not exist a bad field: on this path the missing thing is not what the path
 // names, so 404 would mislead.
 func unknownTemplate(err error) error {
@@ -92,15 +87,19 @@ func unknownTemplate(err error) error {
 
 var errNoResult = errors.New("a done intent without its result")
 
-func (s *Server) sandboxReply(in fsm.Intent) (reply, error) {
+func (s *Server) sandboxReply(status int, in fsm.Intent) (reply, error) {
 	if in.ResultSandbox == nil {
 		return reply{}, internal(errNoResult)
 	}
-	return jsonReply(http.StatusCreated, s.sandboxView(*in.ResultSandbox))
+	return jsonReply(status, s.sandboxView(*in.ResultSandbox))
 }
 
 func (s *Server) getSandbox(c *call) (reply, error) {
-	sb, err := s.sandbox(c.ctx, c)
+	state, err := s.state(c)
+	if err != nil {
+		return reply{}, err
+	}
+	sb, err := c.ownSandbox(state)
 	if err != nil {
 		return reply{}, err
 	}

@@ -35,6 +35,9 @@ func (s *Server) createSnapshot(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
+	if intent.State == fsm.IntentOpen {
+		return s.accepted(c, intent)
+	}
 	if intent.ResultSnapshot == nil {
 		return reply{}, internal(errNoResult)
 	}
@@ -61,15 +64,24 @@ func (s *Server) restoreSnapshot(c *call) (reply, error) {
 	if err := errs.err(); err != nil {
 		return reply{}, err
 	}
-	if err := supportedPolicy(cmd.NetworkPolicy); err != nil {
+	if cmd.NetworkPolicy, err = s.seal(c, cmd.NetworkPolicy, &cmd.Request); err != nil {
 		return reply{}, err
+	}
+	// One of an older version has no CA of its own, or this node does not know it yet.
+	if sn, ok := s.log.State().SnapshotByName(c.org.ID, name); !ok || len(sn.CA) == 0 {
+		if cmd.CA, err = s.cfg.Secrets.NewCA(c.org.ID); err != nil {
+			return reply{}, err
+		}
 	}
 	cmd.Now, cmd.Intent, cmd.Sandbox = s.now(), s.newIntent(), fsm.SandboxID(s.cfg.NewID("sbx"))
 	intent, err := s.carryOut(c, cmd, cmd.Request)
 	if err != nil {
 		return reply{}, err
 	}
-	return s.sandboxReply(intent)
+	if intent.State == fsm.IntentOpen {
+		return s.accepted(c, intent)
+	}
+	return s.sandboxReply(http.StatusCreated, intent)
 }
 
 func (s *Server) deleteSnapshot(c *call) (reply, error) {

@@ -63,10 +63,10 @@ func TestValidation(t *testing.T) {
 		{create, `{"template_name":"a","network_policy":{"mode":"custom","allow_domains":["ok.com",1,null,"b"],` +
 			`"allow_cidrs":["10.0.0.0/8",7,"10.0.0.1/8"],"transforms":[{},1,{"domain":"a.com","inject_headers":{"A":1},` +
 			`"strip_headers":[2]}]}}`,
-			"network_policy.allow_domains[1] network_policy.allow_domains[2] network_policy.allow_domains[3] " +
-				"network_policy.allow_cidrs[1] network_policy.allow_cidrs[2] network_policy.transforms[1] " +
-				"network_policy.transforms[0].domain network_policy.transforms[2].inject_headers.A " +
-				"network_policy.transforms[2].strip_headers[0]"},
+			"network_policy.allow_domains[1] network_policy.allow_domains[2] network_policy.allow_cidrs[1] " +
+				"network_policy.transforms[1] network_policy.transforms[0].domain " +
+				"network_policy.transforms[2].inject_headers.A network_policy.transforms[2].strip_headers[0] " +
+				"network_policy.allow_domains[3] network_policy.allow_cidrs[2]"},
 		{create, `{"template_name":"a","network_policy":{"mode":"allow-all","allow_domains":["a.com"],` +
 			`"allow_cidrs":["10.0.0.0/8"]}}`, "network_policy.allow_domains network_policy.allow_cidrs"},
 		{create, `{"template_name":"a","network_policy":{"mode":"custom","allow_domains":[` + long(51, "a.com") +

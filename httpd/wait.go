@@ -11,8 +11,9 @@ import (
 
 func (s *Server) now() fsm.Time { return fsm.At(s.cfg.Now()) }
 
-// carryOut proposes a command that opens an intent and waits until the intent is closed. The error is the refusal, the
-// intent's failure, or what state things are in when the deadline passes.
+// carryOut proposes a command that opens an intent and waits until the intent is closed, or only until it is open where
+// the client wants that. The error is the refusal, the intent's failure, or what state things are in when the deadline
+// passes.
 func (s *Server) carryOut(c *call, cmd fsm.Command, req fsm.Request) (fsm.Intent, error) {
 	ctx, cancel := context.WithTimeout(c.ctx, s.cfg.Limits.Wait)
 	defer cancel()
@@ -22,6 +23,9 @@ func (s *Server) carryOut(c *call, cmd fsm.Command, req fsm.Request) (fsm.Intent
 		return fsm.Intent{}, unknownOutcome(err, req)
 	}
 	intent := res.Intent
+	if intent.State == fsm.IntentOpen && c.async {
+		return intent, nil
+	}
 	if intent.State == fsm.IntentOpen {
 		if intent, err = s.log.WaitIntent(ctx, intent.ID); err != nil {
 			return fsm.Intent{}, s.stillOpen(ctx, res.Intent, req, err)
@@ -59,6 +63,10 @@ func (s *Server) stillOpen(ctx context.Context, in fsm.Intent, req fsm.Request, 
 	case fsm.IntentDelete:
 		out.resource = &Resource{string(in.Sandbox), string(fsm.SandboxDeleting)}
 		out.message = fmt.Sprintf("sandbox %s is still being deleted", in.Sandbox)
+	case fsm.IntentSetPolicy:
+		out.resource = &Resource{string(in.Sandbox), string(fsm.SandboxRunning)}
+		out.message = fmt.Sprintf("the network policy of sandbox %s is still being replaced; GET /v1/sandbox/%s shows the "+
+			"new one once it is in force", in.Sandbox, in.Sandbox)
 	default:
 		out.resource = &Resource{string(in.Sandbox), string(fsm.SandboxStarting)}
 		out.message = fmt.Sprintf("sandbox %s is still starting; GET /v1/sandbox/%s tells how far it is", in.Sandbox,
@@ -91,6 +99,11 @@ func (s *Server) sandbox(ctx context.Context, c *call) (fsm.Sandbox, error) {
 	if err != nil {
 		return fsm.Sandbox{}, err
 	}
+	return c.ownSandbox(state)
+}
+
+// ownSandbox finds in a state the sandbox that the path names, in the caller's organization.
+func (c *call) ownSandbox(state *fsm.State) (fsm.Sandbox, error) {
 	sb, ok := state.Sandbox(fsm.SandboxID(c.fc.Params("sandbox_id")))
 	if !ok || sb.Org != c.org.ID {
 		return fsm.Sandbox{}, failf(fsm.KindNotFound, "no such sandbox")
@@ -107,6 +120,9 @@ func (s *Server) reachable(ctx context.Context, c *call) (fsm.Sandbox, error) {
 	if sb.State != fsm.SandboxRunning && sb.State != fsm.SandboxSnapshotting {
 		return sb, failf(fsm.KindConflict, "the sandbox is %s, not running", sb.State)
 	}
+	if n, lost := s.lostNode(sb); lost {
+		return sb, failf(fsm.KindUnavailable, "node %s, on which the sandbox is, does not answer", n.Label())
+	}
 	return sb, nil
 }
 
@@ -117,4 +133,8 @@ func (c *call) pathID(name string) (string, error) {
 		return "", failf(fsm.KindNotFound, "no such %s", strings.TrimSuffix(name, "_id"))
 	}
 	return id, nil
+}
+
+func notLabel(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-'
 }

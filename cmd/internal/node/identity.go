@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"stillframe/cluster"
+	"stillframe/cluster/seal"
 	"stillframe/fsm"
 )
 
@@ -53,9 +54,18 @@ func (n *Node) findIdentity() (*cluster.Identity, error) {
 func soloIdentity(dir string, id fsm.NodeID) (string, error) {
 	folder := filepath.Join(dir, soloName)
 	if _, err := os.Stat(filepath.Join(dir, "ca.key")); !errors.Is(err, os.ErrNotExist) {
-		return folder, errors.Join(err, cluster.Renew(dir, soloName))
+		return folder, errors.Join(err, cluster.Renew(dir, soloName), soloSecrets(dir, folder))
 	}
 	return folder, cluster.Init(dir, []cluster.Member{{ID: id, Name: soloName, Addr: "127.0.0.1:0"}})
+}
+
+// soloSecrets sees to the keys for secrets, which a data folder of an older version has not.
+func soloSecrets(dir, folder string) error {
+	if err := seal.Make(dir); err != nil {
+		return err
+	}
+	_, err := seal.Copy(dir, folder)
+	return err
 }
 
 // readNodeID reads the node's id, empty before the first start. It is never the address, which may change.

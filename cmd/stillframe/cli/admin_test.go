@@ -49,8 +49,14 @@ func TestOrgsAndKeys(t *testing.T) {
 	data := serveAdmin(t, map[string]reply{
 		`POST /admin/v1/orgs {"name":"acme"}`: {201, `{"id":"org-1","name":"acme"}`},
 		`POST /admin/v1/orgs {"name":"held"}`: {409, `{"message":"an organization named \"held\" exists"}`},
-		`GET /admin/v1/orgs `: {200, `{"items":[{"id":"org-1","name":"acme","created_at":"2026-01-02T11:00:00Z"}],` +
+		`GET /admin/v1/orgs `: {200, `{"items":[{"id":"org-1","name":"acme","max_sandboxes":10,"max_snapshots":0,` +
+			`"max_requests_per_minute":600,"sandboxes":3,"snapshots":4,"created_at":"2026-01-02T11:00:00Z"}],` +
 			`"total_items":1}`},
+		`PATCH /admin/v1/orgs/acme {}`: {200, `{"id":"org-1","name":"acme","max_sandboxes":0,"max_snapshots":0,` +
+			`"max_requests_per_minute":0,"sandboxes":3,"snapshots":4}`},
+		`PATCH /admin/v1/orgs/acme {"max_sandboxes":0,"max_requests_per_minute":60}`: {200, `{"id":"org-1","name":"acme",` +
+			`"max_sandboxes":0,"max_snapshots":5,"max_requests_per_minute":60,"sandboxes":3,"snapshots":4}`},
+		`POST /admin/v1/reseal `:                              {200, `{"key":"k-new","count":12}`},
 		`POST /admin/v1/keys {"label":"laptop","org":"acme"}`: {201, made},
 		`GET /admin/v1/keys?org=acme `: {200, `{"items":[` +
 			`{"id":"key-1","org":"org-1","org_name":"acme","label":"laptop","created_at":"2026-01-02T11:00:00Z"},` +
@@ -63,7 +69,18 @@ func TestOrgsAndKeys(t *testing.T) {
 
 	require.Equal(t, "Name   acme\nID     org-1\n", w.does("org", "create", "acme"))
 	require.Equal(t, cli.ExitConflict, w.run("org", "create", "held"))
-	require.Equal(t, "NAME   ID      AGE\nacme   org-1   60m\n", w.does("org", "list"))
+	require.Equal(t, ""+
+		"NAME   ID      SANDBOXES   SNAPSHOTS       REQUESTS/MIN   AGE\n"+
+		"acme   org-1   3 of 10     4 of no limit   600            60m\n", w.does("org", "list"))
+	require.Equal(t, ""+
+		"Name                acme\n"+
+		"ID                  org-1\n"+
+		"Sandboxes           3 of no limit\n"+
+		"Snapshots           4 of no limit\n"+
+		"Requests a minute   no limit\n", w.does("org", "limits", "acme"))
+	require.Contains(t, w.does("org", "limits", "acme", "--sandboxes", "0", "--requests", "60"), "4 of 5\n")
+	require.Equal(t, cli.ExitNotFound, w.run("org", "limits", "none"))
+	require.Equal(t, "Key           k-new\nSealed anew   12\n", w.does("cluster", "reseal"))
 
 	create := []string{"key", "create", "--org", "acme", "--label", "laptop"}
 	require.Equal(t, "ID    key-1\nKey   sf_new-key\n", w.does(create...))
