@@ -326,12 +326,19 @@ func (g *guest) original(conn net.Conn) (netip.AddrPort, error) {
 // dialTo connects as a guest does to an address of its choice.
 func (g *guest) dialTo(to string) net.Conn {
 	g.t.Helper()
-	conn, err := net.Dial("tcp4", g.tcp)
+	conn, err := g.tryTo(to)
 	require.NoError(g.t, err)
-	g.t.Cleanup(func() { _ = conn.Close() })
-	require.NoError(g.t, conn.SetDeadline(time.Now().Add(30*time.Second)))
-	g.chosen.Store(conn.LocalAddr().String(), netip.MustParseAddrPort(to))
 	return conn
+}
+
+func (g *guest) tryTo(to string) (net.Conn, error) {
+	conn, err := net.Dial("tcp4", g.tcp)
+	if err != nil {
+		return nil, err
+	}
+	g.t.Cleanup(func() { _ = conn.Close() })
+	g.chosen.Store(conn.LocalAddr().String(), netip.MustParseAddrPort(to))
+	return conn, conn.SetDeadline(time.Now().Add(30 * time.Second))
 }
 
 // trust is what a guest trusts: its CA and the world's.

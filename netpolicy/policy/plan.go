@@ -165,8 +165,11 @@ func (p *Plan) Name(name string) Verdict {
 // Addr decides by an address alone: mode allow-all, or the most specific range of allow_cidrs that holds it. The floor
 // is not looked at; Reach does both.
 func (p *Plan) Addr(a netip.Addr) (rule string, ok bool) {
-	if p.Mode() == ModeAllowAll {
+	switch p.Mode() {
+	case ModeAllowAll:
 		return RuleAllowAll, true
+	case ModeDenyAll:
+		return RuleDenyAll, false
 	}
 	return p.listed(a)
 }
