@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -34,7 +35,7 @@ func capture(t testing.TB, conf *tls.Config) []byte {
 	rest := make([]byte, binary.BigEndian.Uint16(head[3:]))
 	_, err = io.ReadFull(b, rest)
 	require.NoError(t, err)
-	return append(head, rest...)
+	return slices.Concat(head, rest)
 }
 
 // records cuts a ClientHello into TLS records of n bytes.
@@ -125,9 +126,12 @@ func TestForgedNames(t *testing.T) {
 	refused(g.dialTo("203.0.113.10:443"), rawHello("good.example", "good.example"), "one name twice")
 	for _, name := range []string{
 		"", "good.example\x00", "good.example\x00.evil.test", "evil.test\x00.good.example", "good.example.", "good.example..",
-		".good.example", "good.example\n", "good.example ", " good.example", "good.example:443", "203.0.113.10", "1.2.3.4.good.example.1",
-		"xn--a.evil.test", "gооd.example" /* Cyrillic */, "*.good.example", "a_b.good.example", "good.example/", "good%2eexample",
-		strings.Repeat("a", 64) + ".good.example", strings.Repeat("a.", 125) + "good.example", "0x7f.1", "2130706433", "[::1]",
+		".good.example", "good.example\n", "good.example ", " good.example", "good.example:443", "203.0.113.10",
+		"1.2.3.4.good.example.1",
+		"xn--a.evil.test", "gооd.example" /* Cyrillic */, "*.good.example", "a_b.good.example", "good.example/",
+		"good%2eexample",
+		strings.Repeat("a", 64) + ".good.example", strings.Repeat("a.", 125) + "good.example", "0x7f.1", "2130706433",
+		"[::1]",
 	} {
 		refused(g.dialTo("203.0.113.10:443"), rawHello(name), name)
 	}

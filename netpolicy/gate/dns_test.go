@@ -59,7 +59,8 @@ func addresses(m *dns.Msg) (out []string) {
 
 func TestDNSAnswersAllowedNamesOnly(t *testing.T) {
 	w := newWorld(t)
-	w.record("good.example. 60 IN A 203.0.113.10", "a.wild.example. 60 IN A 203.0.113.11", "api.example. 60 IN A 203.0.113.12",
+	w.record("good.example. 60 IN A 203.0.113.10", "a.wild.example. 60 IN A 203.0.113.11",
+		"api.example. 60 IN A 203.0.113.12",
 		"evil.example. 60 IN A 203.0.113.66", "alias.example. 60 IN CNAME cdn.elsewhere.test.",
 		"cdn.elsewhere.test. 60 IN A 203.0.113.13")
 	p := custom("good.example", "*.wild.example", "alias.example")

@@ -142,12 +142,14 @@ func (s *scripted) CloseWrite() error          { return nil }
 // would take by itself; what it lets through is what was sent; and how the bytes arrive makes no difference.
 func FuzzGuard(f *testing.F) {
 	const host = "Host: a.example\r\n"
+	const get = "GET / HTTP/1.1\r\n" + host + "\r\n"
 	for _, s := range []string{
-		"GET / HTTP/1.1\r\n" + host + "\r\nPOST / HTTP/1.1\r\n" + host + "Content-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\n" + host + "\r\n",
-		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nX: y\r\n\r\nGET / HTTP/1.1\r\n" + host + "\r\n",
+		get + "POST / HTTP/1.1\r\n" + host + "Content-Length: 3\r\n\r\nabc" + get,
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nX: y\r\n\r\n" + get,
 		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
 		"GET / HTTP/1.1\r\n" + host + "Connection: upgrade\r\nUpgrade: websocket\r\n\r\n\x00\n\nraw",
-		"GET / HTTP/1.1\n" + host + "\n", "POST / HTTP/1.1\r\n" + host + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+		"GET / HTTP/1.1\n" + host + "\n",
+		"POST / HTTP/1.1\r\n" + host + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
 	} {
 		f.Add([]byte(s))
 	}

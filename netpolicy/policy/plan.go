@@ -92,7 +92,7 @@ func (n *names[T]) find(name string) (pattern string, value T, ok bool) {
 func Compile(p Policy) (*Plan, error) {
 	p, problems := Canonical(p)
 	if len(problems) > 0 {
-		return nil, fmt.Errorf("network policy: %w", problems[0])
+		return nil, fmt.Errorf("network policy: %s %s", problems[0].Field, problems[0].Message)
 	}
 	plan := &Plan{mode: p.Mode}
 	for _, d := range p.AllowDomains {
