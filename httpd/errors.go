@@ -96,8 +96,8 @@ func (e *apiError) retryAfter() string {
 	return ""
 }
 
-// heldLimitAfter is the Retry-After, in seconds, of a limit on what an organization has at once: nobody knows when it will
-// have less, and a minute loads nobody.
+// heldLimitAfter is the Retry-After, in seconds, of a limit on what an organization has at once: nobody knows when it
+// will have less, and a minute loads nobody.
 const heldLimitAfter = "60"
 
 func failf(kind fsm.Kind, format string, args ...any) *apiError {

@@ -57,13 +57,14 @@ func TestSetPolicyRefusals(t *testing.T) {
 		``:                          "mode",
 		`{"mode":"off"}`:            "mode",
 		`{"mode":"deny-all","x":1}`: "",
-		`{"mode":"allow-all","allow_cidrs":["10.0.0.0/8"]}`:     "allow_cidrs",
-		`{"mode":"custom","allow_cidrs":["10.0.0.1/8"]}`:        "allow_cidrs[0]",
-		`{"mode":"custom","allow_domains":["*"]}`:               "allow_domains[0]",
-		strings.Replace(custom, "s3cret", "[redacted]", 1):      "transforms[0].inject_headers.Authorization",
-		strings.Replace(custom, "Authorization", "Te", 1):       "transforms[0].inject_headers.Te",
-		strings.Replace(custom, "Authorization", `a\u0007`, 1):  `transforms[0].inject_headers["a\a"]`,
-		strings.Replace(custom, `"Cookie"`, `"Cookie",5,""`, 1): "transforms[0].strip_headers[1] transforms[0].strip_headers[2]",
+		`{"mode":"allow-all","allow_cidrs":["10.0.0.0/8"]}`:    "allow_cidrs",
+		`{"mode":"custom","allow_cidrs":["10.0.0.1/8"]}`:       "allow_cidrs[0]",
+		`{"mode":"custom","allow_domains":["*"]}`:              "allow_domains[0]",
+		strings.Replace(custom, "s3cret", "[redacted]", 1):     "transforms[0].inject_headers.Authorization",
+		strings.Replace(custom, "Authorization", "Te", 1):      "transforms[0].inject_headers.Te",
+		strings.Replace(custom, "Authorization", `a\u0007`, 1): `transforms[0].inject_headers["a\a"]`,
+		strings.Replace(custom, `"Cookie"`, `"Cookie",5,""`, 1): "transforms[0].strip_headers[1] " +
+			"transforms[0].strip_headers[2]",
 	} {
 		resp := e.setPolicy(id, body)
 		if want == "" {

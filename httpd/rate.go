@@ -10,8 +10,8 @@ import (
 )
 
 // rates bounds how many requests a minute each organization sends to this node. A bucket holds a minute's worth and is
-// filled evenly, so that who was quiet for a minute may send that many at once. Nodes count for themselves: with n nodes
-// an organization that spreads its requests gets n times its bound.
+// filled evenly, so that who was quiet for a minute may send that many at once. Nodes count for themselves: with n
+// nodes an organization that spreads its requests gets n times its bound.
 type rates struct {
 	mu      sync.Mutex
 	buckets map[fsm.OrgID]bucket // of organizations that have a bound and have sent something

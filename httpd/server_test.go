@@ -317,7 +317,9 @@ func TestShutdownAnswersWhatWaits(t *testing.T) {
 
 func TestListenFailures(t *testing.T) {
 	e := newEnv(t)
-	again, err := New(Config{Addr: e.server.Addr(), Log: e.log, Guests: e.guests, Policies: e.policies, Secrets: e.secrets})
+	again, err := New(Config{
+		Addr: e.server.Addr(), Log: e.log, Guests: e.guests, Policies: e.policies, Secrets: e.secrets,
+	})
 	require.NoError(t, err)
 	require.Error(t, again.Listen(t.Context()), "the address is in use")
 	_, err = New(Config{})

@@ -12,8 +12,8 @@ import (
 	"stillframe/netpolicy/gate"
 )
 
-// PolicyDecision is what a sandbox's network policy decided about one connection or query. It holds no header values and
-// no contents.
+// PolicyDecision is what a sandbox's network policy decided about one connection or query. It holds no header values
+// and no contents.
 type PolicyDecision struct {
 	At       time.Time
 	Action   string // allow, transform or deny

@@ -100,13 +100,13 @@ func clusterRotateSecrets(env cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rotate-secrets --dir DIR",
 		Short: "Add a new key for the secrets that the cluster keeps",
-		Long: `Header values that policies inject, and the keys of sandboxes' certificate authorities, are kept sealed with keys
-that are in DIR/secrets.json and in every node's folder. This adds a new one and writes it to the folders in DIR. Bring
-secrets.json to the folder of every node within --use-after; running nodes take it up by themselves. From then on new
-values are sealed with the new key. Afterwards "stillframe cluster reseal" seals the rest anew.
+		Long: `Header values that policies inject, and the keys of sandboxes' certificate authorities, are kept sealed with
+keys that are in DIR/secrets.json and in every node's folder. This adds a new one and writes it to the folders in DIR.
+Bring secrets.json to the folder of every node within --use-after; running nodes take it up by themselves. From then on
+new values are sealed with the new key. Afterwards "stillframe cluster reseal" seals the rest anew.
 
-Keys stay in the file: what is sealed with them, in backups too, opens with nothing else. Cut off, it is finished when it
-is called again.`,
+Keys stay in the file: what is sealed with them, in backups too, opens with nothing else. Cut off, it is finished when
+it is called again.`,
 		Example: `  stillframe cluster rotate-secrets --dir ./prod --use-after 30m
   scp prod/a/secrets.json a:/etc/stillframe/  # and so on, for every node
   stillframe cluster reseal`,
@@ -121,7 +121,7 @@ is called again.`,
 		},
 	}
 	cmd.Flags().StringVar(&dir, "dir", "", "folder of the cluster's files (required)")
-	cmd.Flags().DurationVar(&after, "use-after", 10*time.Minute, "how long the nodes have to get the key before it is used")
+	cmd.Flags().DurationVar(&after, "use-after", 10*time.Minute, "how long the nodes have to get the key until it is used")
 	_ = cmd.MarkFlagRequired("dir")
 	_ = cmd.MarkFlagDirname("dir")
 	return cmd

@@ -34,8 +34,8 @@ func policyPath(id string, rest ...string) []string {
 	return append([]string{"v1", "sandbox", id, "network-policy"}, rest...)
 }
 
-// SetPolicy replaces the network policy of a running sandbox and returns when the new one is in force. An empty key is a
-// new one.
+// SetPolicy replaces the network policy of a running sandbox and returns when the new one is in force. An empty key is
+// a new one.
 func (c *Client) SetPolicy(ctx context.Context, id string, policy json.RawMessage, key string) (Sandbox, error) {
 	if key == "" {
 		key = rand.Text()

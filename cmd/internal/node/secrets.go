@@ -49,8 +49,8 @@ func (n *Node) serveKeys() {
 // resealRounds bounds how often what changed under a pass is looked at again; the next call goes on.
 const resealRounds = 10
 
-// Reseal seals every secret of the state with the newest key. It begins only when every node has that key, and may be cut
-// off and repeated: each value is swapped by itself, and only where it is still what was read.
+// Reseal seals every secret of the state with the newest key. It begins only when every node has that key, and may be
+// cut off and repeated: each value is swapped by itself, and only where it is still what was read.
 func (n *Node) Reseal(ctx context.Context) (httpd.Resealed, error) {
 	key := n.secrets.KeyIDs()[0]
 	if using := n.secrets.SealingKey(); using != key {

@@ -10,14 +10,15 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"stillframe/cluster"
 	"stillframe/cluster/seal"
 	"stillframe/fsm"
 )
 
 const (
 	secret     = "Bearer s3cret-of-the-test"
-	withSecret = `{"mode":"custom","transforms":[{"domain":"api.example.com","inject_headers":{"Authorization":"` + secret +
-		`"}}]}`
+	withSecret = `{"mode":"custom","transforms":[{"domain":"api.example.com","inject_headers":{"Authorization":"` +
+		secret + `"}}]}`
 )
 
 // TestNoSecretLeaves takes header values and CA seeds through everything that the API does with them, good and bad, and
@@ -100,23 +101,23 @@ func TestNoSecretLeaves(t *testing.T) {
 	require.NotContains(t, string(logged), "sealed1:")
 }
 
-// A rotation is carried through on running nodes: values sealed with the old key open throughout, and in the end none is
-// left.
+// A rotation is carried through on running nodes: values sealed with the old key open throughout, and in the end none
+// is left.
 func TestResealing(t *testing.T) {
 	w := newWorld(t)
 	_, sb := w.do(0, "POST", "/v1/sandbox", `{"template_name":"system/busybox","network_policy":`+withSecret+`}`)
 	id := fsm.SandboxID(sb["id"].(string))
 	_, _ = w.do(0, "POST", "/v1/sandbox/"+string(id)+"/snapshot/create", `{"name":"s"}`)
 	w.nodes[1].owner.set(func() { w.nodes[1].owner.hold = true })
-	open := fsm.SetNetworkPolicy{
-		Now: fsm.At(time.Now()), Intent: "int-open", Org: "org-a", Sandbox: id, Policy: fsm.NetworkPolicy{Mode: fsm.PolicyCustom},
-	}
-	sealed, err := w.nodes[0].secrets.SealPolicy("org-a", &fsm.NetworkPolicy{Mode: fsm.PolicyCustom, Transforms: []fsm.Transform{
-		{Domain: "b.example.com", InjectHeaders: map[string]string{"x": "value of an open intent"}},
-	}})
+	sealed, err := w.nodes[0].secrets.SealPolicy("org-a", &fsm.NetworkPolicy{
+		Mode: fsm.PolicyCustom, Transforms: []fsm.Transform{
+			{Domain: "b.example.com", InjectHeaders: map[string]string{"x": "value of an open intent"}},
+		},
+	})
 	require.NoError(t, err)
-	open.Policy = *sealed
-	_, err = w.nodes[0].log.Apply(t.Context(), open)
+	_, err = w.nodes[0].log.Apply(t.Context(), fsm.SetNetworkPolicy{
+		Now: fsm.At(time.Now()), Intent: "int-open", Org: "org-a", Sandbox: id, Policy: *sealed,
+	})
 	require.NoError(t, err)
 
 	done, err := w.nodes[0].Reseal(t.Context())
@@ -163,7 +164,7 @@ func TestResealing(t *testing.T) {
 // A key that is not in use yet is not rushed, and a node that cannot be asked is named.
 func TestResealingWaits(t *testing.T) {
 	w := newWorld(t)
-	_, _, err := seal.Rotate(w.dir, []string{filepath.Join(w.dir, "n0"), filepath.Join(w.dir, "n1")}, time.Now().Add(time.Hour))
+	_, _, err := cluster.RotateSecrets(w.dir, time.Now().Add(time.Hour))
 	require.NoError(t, err)
 	_, err = w.nodes[0].Reseal(t.Context())
 	require.ErrorContains(t, err, "not in use yet")

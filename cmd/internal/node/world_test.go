@@ -5,8 +5,10 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -240,12 +242,18 @@ func (w *world) files() (contents map[string][]byte, snapshots int) {
 	contents = map[string][]byte{}
 	for _, n := range w.nodes {
 		require.NoError(w.t, filepath.WalkDir(n.data, func(path string, d os.DirEntry, err error) error {
-			if err != nil || !d.Type().IsRegular() {
-				return nil // a snapshot that has just been replaced
+			if errors.Is(err, fs.ErrNotExist) || (err == nil && !d.Type().IsRegular()) {
+				return nil // gone: a snapshot that has just been replaced
+			}
+			if err != nil {
+				return err
 			}
 			raw, err := os.ReadFile(path)
-			if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
 				return nil
+			}
+			if err != nil {
+				return err
 			}
 			contents[path] = raw
 			if d.Name() == "state.bin" && len(raw) > 0 {

@@ -277,7 +277,8 @@ func (a *app) reseal() *cobra.Command {
 		Use:   "reseal",
 		Short: "Seal the secrets that the cluster keeps with the newest key",
 		Long: `Seal every header value and CA key that the cluster keeps with the newest key that "stillframe cluster
-rotate-secrets" made. It begins only when every node has that key and it is in use. It can be interrupted and repeated.`,
+rotate-secrets" made. It begins only when every node has that key and it is in use. It can be interrupted and
+repeated.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, ctx, done, err := a.connectAdmin(cmd.Context())

@@ -107,8 +107,8 @@ func TestPolicyOfNewSandboxes(t *testing.T) {
 
 func TestPolicyCheck(t *testing.T) {
 	w := newWorld(t)
-	const decision = `{"action":"deny","rule":"default","reason":"no rule allows it","name":"a.example.com","bytes_sent":0,` +
-		`"bytes_received":0}`
+	const decision = `{"action":"deny","rule":"default","reason":"no rule allows it","name":"a.example.com",` +
+		`"bytes_sent":0,"bytes_received":0}`
 	w.answer("GET /v1/sandbox/sbx-aaaa/network-policy/check", 200, decision)
 	require.Equal(t, "Action   deny\nRule     default\nWhy      no rule allows it\nName     a.example.com\n",
 		w.does("policy", "check", "sbx-aaaa", "a.example.com"))
@@ -135,8 +135,8 @@ func TestPolicyCheck(t *testing.T) {
 }
 
 func decisionJSON(second, name string) string {
-	return `{"time":"2026-01-02T11:59:` + second + `Z","action":"allow","rule":"allow_domains[0]","protocol":"tls","name":"` +
-		name + `","address":"192.0.2.1:443","bytes_sent":1536,"bytes_received":10}`
+	return `{"time":"2026-01-02T11:59:` + second + `Z","action":"allow","rule":"allow_domains[0]","protocol":"tls",` +
+		`"name":"` + name + `","address":"192.0.2.1:443","bytes_sent":1536,"bytes_received":10}`
 }
 
 func TestPolicyLog(t *testing.T) {
