@@ -161,9 +161,12 @@ func (n *Node) StatusOf(ctx context.Context, node fsm.NodeID, digest bool) (Stat
 		path += "?digest=true"
 	}
 	var s Status
+	asked := time.Now()
 	if _, err := n.call(ctx, node, http.MethodGet, path, nil, &s); err != nil {
 		return Status{}, fsm.Wrap(fsm.KindUnavailable, err, "node %s does not answer", n.label(node))
 	}
+	s.Trip = time.Since(asked)
+	s.Skew = time.Unix(0, s.Clock).Sub(asked.Add(s.Trip / 2).Round(0)) // by the clocks, not by what passed
 	return s, nil
 }
 

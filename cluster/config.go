@@ -39,6 +39,13 @@ type Config struct {
 	EnqueueTimeout time.Duration
 	// TickInterval is how often the leader looks whether time has made something due.
 	TickInterval time.Duration
+	// NodeLease is how long a node may be silent before the leader gives it up.
+	NodeLease time.Duration
+	// Version is of the program, for the status that other nodes ask for.
+	Version string
+	// FreshInterval is how often a node makes sure how far its state is: the age that a stale read tells is not much more
+	// than this while all is well.
+	FreshInterval time.Duration
 	// TransferTimeout bounds handing the leadership over at Shutdown; DrainTimeout waiting for open proposals there.
 	TransferTimeout, DrainTimeout time.Duration
 
@@ -46,6 +53,9 @@ type Config struct {
 	// by SnapshotThreshold entries; TrailingLogs entries are kept behind it for followers that lag.
 	SnapshotInterval                time.Duration
 	SnapshotThreshold, TrailingLogs uint64
+
+	// decode stands, in tests, for a program of another version; nil is fsm.Decode.
+	decode func([]byte) (fsm.Command, error)
 }
 
 const (
@@ -68,6 +78,8 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.IOTimeout, 10*time.Second)
 	setDefault(&c.EnqueueTimeout, 5*time.Second)
 	setDefault(&c.TickInterval, time.Second)
+	setDefault(&c.NodeLease, 30*time.Second)
+	setDefault(&c.FreshInterval, time.Second)
 	setDefault(&c.TransferTimeout, 5*time.Second)
 	setDefault(&c.DrainTimeout, 3*time.Second)
 	setDefault(&c.SnapshotInterval, 2*time.Minute)

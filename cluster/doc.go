@@ -17,7 +17,8 @@
 //   - Nothing between nodes is in clear. Who shows no certificate of the cluster's CA is not listened to; a node is
 //     taken for itself only by the id in its certificate.
 //   - Linearizable gives a state at least as new as any command that was done before the call.
-//   - An entry that this program does not know stops the node: it is never skipped, nor hidden in a snapshot.
+//   - An entry or a snapshot that this program does not know stops the node: it is never skipped, nor hidden in a
+//     snapshot of its own. A leader proposes nothing that the program of a registered node does not know.
 //   - What the leader alone does (Tick) ends with its term, and is committed under that term or not at all.
 //
 // # Not guaranteed

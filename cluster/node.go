@@ -41,8 +41,15 @@ type Node struct {
 	failed   chan struct{} // closed when the machine met an entry that it does not know
 	failure  error         // set before failed is closed
 	watching chan struct{} // closed when watch has ended
-	stopRaft func() error  // runs once: stops the library and waits for it
-	closeAll func() error  // runs once: stops everything
+
+	needs func(command []byte) int // fsm.Needs, but for tests
+
+	fresh      freshness
+	freshening chan struct{}      // closed when keepFresh has ended
+	stopFresh  context.CancelFunc // ends keepFresh
+
+	stopRaft func() error // runs once: stops the library and waits for it
+	closeAll func() error // runs once: stops everything
 }
 
 // Open starts a node on the log in cfg.Dir, after bootstrapping it where it is empty and cfg.Voters are given. It
@@ -63,9 +70,13 @@ func open(cfg Config) (_ *Node, err error) {
 	n := &Node{
 		cfg: cfg, id: cfg.Identity.ID(), log: cfg.Logger.With("node", string(cfg.Identity.ID())),
 		closing: make(chan struct{}), stopped: make(chan struct{}),
-		failed: make(chan struct{}), watching: make(chan struct{}),
+		failed: make(chan struct{}), watching: make(chan struct{}), freshening: make(chan struct{}),
 	}
+	n.needs = fsm.Needs
 	n.machine = newMachine(n.fail)
+	if cfg.decode != nil {
+		n.machine.decode = cfg.decode
+	}
 	n.stopRaft = sync.OnceValue(func() error {
 		defer close(n.stopped)
 		return errors.Join(n.raft.Shutdown().Error(), n.trans.Close())
@@ -103,13 +114,19 @@ func open(cfg Config) (_ *Node, err error) {
 	}
 	notify := make(chan bool, 16)
 	rc := cfg.raft(notify)
+	if err = n.seed(logs, snaps); err != nil {
+		return nil, err
+	}
 	if err = n.bootstrap(rc, logs, snaps); err != nil {
 		return nil, err
 	}
 	if n.raft, err = raft.NewRaft(rc, n.machine, logs, n.store, snaps, n.trans); err != nil {
-		return nil, err
+		return nil, errors.Join(err, n.Failure())
 	}
 	go n.watch(notify)
+	ctx, cancel := context.WithCancel(context.Background())
+	n.stopFresh = cancel
+	go n.keepFresh(ctx)
 	n.serveCalls()
 	n.campaignAlone()
 	return n, nil
@@ -149,12 +166,8 @@ func reserveLog(path string) error {
 	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
 }
 
-// bootstrap writes the first membership into an empty log.
-func (n *Node) bootstrap(rc *raft.Config, logs raft.LogStore, snaps raft.SnapshotStore) error {
-	has, err := raft.HasExistingState(logs, n.store, snaps)
-	if err != nil || has || len(n.cfg.Voters) == 0 {
-		return err
-	}
+// members is the first membership of a new cluster.
+func (n *Node) members() raft.Configuration {
 	var members raft.Configuration
 	for _, v := range n.cfg.Voters {
 		addr := raft.ServerAddress(v.Addr)
@@ -163,8 +176,17 @@ func (n *Node) bootstrap(rc *raft.Config, logs raft.LogStore, snaps raft.Snapsho
 		}
 		members.Servers = append(members.Servers, raft.Server{ID: raft.ServerID(v.ID), Address: addr})
 	}
-	n.log.Info("bootstrapping a new cluster", "voters", len(members.Servers))
-	return raft.BootstrapCluster(rc, logs, n.store, snaps, n.trans, members)
+	return members
+}
+
+// bootstrap writes the first membership into an empty log.
+func (n *Node) bootstrap(rc *raft.Config, logs raft.LogStore, snaps raft.SnapshotStore) error {
+	has, err := raft.HasExistingState(logs, n.store, snaps)
+	if err != nil || has || len(n.cfg.Voters) == 0 {
+		return err
+	}
+	n.log.Info("bootstrapping a new cluster", "voters", len(n.cfg.Voters))
+	return raft.BootstrapCluster(rc, logs, n.store, snaps, n.trans, n.members())
 }
 
 // campaignAlone saves a sole voter the wait for a leader that cannot be there.
@@ -220,6 +242,8 @@ func (n *Node) Shutdown(ctx context.Context) error {
 func (n *Node) close() error {
 	n.handOver()
 	n.shutGate()
+	n.stopFresh()
+	<-n.freshening
 	<-n.watching
 	n.drain()
 	if err := errors.Join(n.stopRaft(), n.port.close(), n.store.Close()); err != nil {

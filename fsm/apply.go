@@ -56,6 +56,9 @@ func (d *draft) applyOther(cmd Command) Result {
 	case SetOrgLimits:
 		return Result{Err: d.applySetOrgLimits(c)}
 	}
+	if res, known := d.applyNodes(cmd); known {
+		return res
+	}
 	return Result{Err: Errorf(KindInternal, "%T is not a command", cmd)}
 }
 

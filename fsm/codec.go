@@ -53,6 +53,10 @@ var decoders = map[CommandType][]func([]byte) (Command, error){
 
 	TypeSetNetworkPolicy: {decodeAs[SetNetworkPolicy]},
 	TypeReseal:           {decodeAs[Reseal]},
+	TypeMarkNode:         {decodeAs[MarkNode]},
+	TypePutMember:        {decodeAs[PutMember]},
+	TypeRemoveNode:       {decodeAs[RemoveNode]},
+	TypeDrainNode:        {decodeAs[DrainNode]},
 	TypeSetOrgLimits:     {decodeAs[SetOrgLimits]},
 }
 
@@ -102,7 +106,7 @@ func typeOf(cmd Command) (CommandType, bool) {
 	case PutOrg, PutKey, RevokeKey, RegisterNode, PutTemplate, CreateSandbox, RestoreSnapshot, CreateSnapshot,
 		DeleteSandbox, DeleteSnapshot, Complete, ReportStopped, BeginRequest, FinishRequest, Tick:
 		return cmd.commandType(), true
-	case SetNetworkPolicy, Reseal, SetOrgLimits:
+	case SetNetworkPolicy, Reseal, MarkNode, PutMember, RemoveNode, DrainNode, SetOrgLimits:
 		return cmd.commandType(), true
 	}
 	return 0, false

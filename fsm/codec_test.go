@@ -77,6 +77,10 @@ func everyCommand() []Command {
 			Now: now, Sandbox: "sbx-1", Snapshot: "snap-1", Intent: "int-9",
 			Headers: []SealSwap{{Was: "sealed-1", Is: "sealed-2"}}, CA: &SealSwapCA{Was: []byte{1}, Is: []byte{2}},
 		},
+		MarkNode{Now: now, Node: "node-1", Lost: true, Epoch: 4},
+		PutMember{Now: now, Node: "node-1", Name: "first", Addr: "10.0.0.1:7071"},
+		RemoveNode{Now: now, Node: "node-1", Force: true},
+		DrainNode{Now: now, Node: "node-1", Drained: true},
 		SetOrgLimits{
 			Now: now, Org: "org-a", MaxSandboxes: &limits[0], MaxSnapshots: &limits[1], MaxRequests: &limits[2],
 		},

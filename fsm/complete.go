@@ -104,6 +104,7 @@ func (d *draft) closeSnapshot(in *Intent, c Complete) {
 		return
 	}
 	sn, _ := d.Snapshot(in.Snapshot)
+	c.Manifest.intern()
 	sn.State, sn.Intent, sn.Manifest = SnapshotReady, "", c.Manifest
 	d.putSnapshot(sn)
 	in.ResultSnapshot = &sn

@@ -51,6 +51,9 @@ func (d *draft) setNetworkPolicy(c SetNetworkPolicy) (Intent, *Error) {
 	if err := sb.policyAtRest(); err != nil {
 		return Intent{}, err
 	}
+	if err := d.ownerThere(sb.Owner); err != nil {
+		return Intent{}, err
+	}
 	if err := d.newIntentID(c.Intent); err != nil {
 		return Intent{}, err
 	}

@@ -50,14 +50,14 @@ func (s *State) Sealed() []Sealed {
 			out = append(out, v)
 		}
 	}
-	for _, sb := range all(s.sandboxes) {
+	for sb := range s.sandboxes.rows() {
 		add(Sealed{Org: sb.Org, Sandbox: sb.ID, Policy: sb.NetworkPolicy, CA: sb.CA})
 	}
-	for _, sn := range all(s.snapshots) {
+	for sn := range s.snapshots.rows() {
 		add(Sealed{Org: sn.Org, Snapshot: sn.ID, Policy: sn.NetworkPolicy, CA: sn.CA})
 	}
-	for _, id := range all(s.openIntents) {
-		in, _ := s.Intent(id)
+	for id := range s.openIntents.rows() {
+		in, _ := s.Intent(*id)
 		add(Sealed{Org: in.Org, Intent: in.ID, Policy: in.NetworkPolicy})
 	}
 	return out

@@ -67,12 +67,23 @@ type Node struct {
 	Name           string   `codec:"n"`
 	APIAddr        string   `codec:"a"`
 	Capacity       Capacity `codec:"cap"`
-	VMM            string   `codec:"vm"`  // e.g. "cloud-hypervisor", "stillframe-devvmm"
-	VMMVersion     string   `codec:"vv"`  // as the VMM reports it
-	CPUFingerprint string   `codec:"cpu"` // digest of what a guest can see of the CPU
-	CloneMethod    string   `codec:"cm"`  // "reflink" or "copy": what the data folder's filesystem can do
-	Drained        bool     `codec:"dr,omitempty"`
-	RegisteredAt   Time     `codec:"r"`
+	VMM            string   `codec:"vm"`           // e.g. "cloud-hypervisor", "stillframe-devvmm"
+	VMMVersion     string   `codec:"vv"`           // as the VMM reports it
+	CPUFingerprint string   `codec:"cpu"`          // digest of what a guest can see of the CPU
+	CloneMethod    string   `codec:"cm"`           // "reflink" or "copy": what the data folder's filesystem can do
+	Level          int      `codec:"lv,omitempty"` // of its program (see Level); 0 is 1: older ones do not say
+	// Templates are the digests of the images that the node has; empty: it has not said.
+	Templates    []string `codec:"tp,omitempty"`
+	Drained      bool     `codec:"dr,omitempty"` // takes no new sandboxes
+	RegisteredAt Time     `codec:"r"`            // zero for a member that has not been here yet
+
+	// What follows is the cluster's word, not the node's: RegisterNode leaves Addr, ends LostAt and moves Epoch.
+
+	Addr      string `codec:"ra,omitempty"` // host:port for other nodes; empty: as the identity folders list it
+	LostAt    Time   `codec:"lo,omitempty"` // when the leader gave it up; zero while it is there
+	RemovedAt Time   `codec:"rm,omitempty"` // zero for a member; never goes back to zero
+	// Epoch counts what changes whether the node is there: registrations but for the first, and every MarkNode.
+	Epoch uint64 `codec:"ne,omitempty"`
 }
 
 // Template is a root filesystem from which sandboxes boot.

@@ -21,6 +21,7 @@ func (s *Server) adminRoutes() []route {
 		{method: post, path: "/admin/v1/keys", open: true, do: s.createKey},
 		{method: get, path: "/admin/v1/keys", open: true, do: s.listKeys},
 		{method: del, path: "/admin/v1/keys/{key_id}", open: true, do: s.revokeKey},
+		{method: get, path: "/admin/v1/backup", open: true, do: s.backup},
 		{method: post, path: "/admin/v1/reseal", open: true, do: s.reseal},
 	}
 }

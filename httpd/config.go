@@ -2,6 +2,8 @@ package httpd
 
 import (
 	"context"
+	"crypto/tls"
+	"io"
 	"log/slog"
 	"time"
 
@@ -10,7 +12,9 @@ import (
 
 // Config is what a Server is made of. Log, Guests, Policies and Secrets are required; the rest has defaults.
 type Config struct {
-	Addr        string // host:port of the API
+	Addr string // host:port of the API
+	// TLS is for the API's port; nil: it speaks plain HTTP. The administration socket never has it.
+	TLS         *tls.Config
 	AdminSocket string // path of the administration socket; empty: none
 
 	Log      Log
@@ -24,6 +28,8 @@ type Config struct {
 	NodeStatus func() NodeStatus
 	// ClusterStatus answers GET /v1/cluster, with digests of the nodes' states where asked for. nil: 501.
 	ClusterStatus func(ctx context.Context, digest bool) ClusterStatus
+	// Backup takes a backup of the whole replicated state for GET /admin/v1/backup. nil: 501.
+	Backup func(ctx context.Context) (io.WriterTo, error)
 	// Reseal seals all that the state holds with the newest key. nil: 501.
 	Reseal func(ctx context.Context) (Resealed, error)
 	// Registry takes the metrics of this package and is what /metrics shows. nil: a new one.

@@ -38,9 +38,11 @@ type memLog struct {
 	// after, when set, replaces the result's error once a command is applied: the answer got lost.
 	after func(fsm.Command) error
 	// outcome closes an intent; nil leaves it open. The default is done.
-	outcome func(fsm.Intent) *fsm.Complete
-	offline error // of Linearizable
-	owners  sync.WaitGroup
+	outcome  func(fsm.Intent) *fsm.Complete
+	offline  error     // of Linearizable
+	asOf     time.Time // of StateAsOf, with position
+	position uint64
+	owners   sync.WaitGroup
 }
 
 const testNode = fsm.NodeID("node-1")

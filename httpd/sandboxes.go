@@ -53,6 +53,9 @@ func (s *Server) createSandbox(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, unknownTemplate(err)
 	}
+	if intent.State == fsm.IntentOpen {
+		return s.accepted(c, intent)
+	}
 	return s.sandboxReply(http.StatusCreated, intent)
 }
 
@@ -92,7 +95,11 @@ func (s *Server) sandboxReply(status int, in fsm.Intent) (reply, error) {
 }
 
 func (s *Server) getSandbox(c *call) (reply, error) {
-	sb, err := s.sandbox(c.ctx, c)
+	state, err := s.state(c)
+	if err != nil {
+		return reply{}, err
+	}
+	sb, err := c.ownSandbox(state)
 	if err != nil {
 		return reply{}, err
 	}

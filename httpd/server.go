@@ -2,6 +2,7 @@ package httpd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -119,6 +120,9 @@ func (s *Server) Listen(ctx context.Context) error {
 			return fmt.Errorf("httpd: administration socket: %w", err)
 		}
 		s.serve(s.admin, admin)
+	}
+	if s.cfg.TLS != nil {
+		ln = tls.NewListener(ln, s.cfg.TLS)
 	}
 	s.serve(s.api, ln)
 	context.AfterFunc(ctx, s.cancel)

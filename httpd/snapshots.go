@@ -35,6 +35,9 @@ func (s *Server) createSnapshot(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
+	if intent.State == fsm.IntentOpen {
+		return s.accepted(c, intent)
+	}
 	if intent.ResultSnapshot == nil {
 		return reply{}, internal(errNoResult)
 	}
@@ -74,6 +77,9 @@ func (s *Server) restoreSnapshot(c *call) (reply, error) {
 	intent, err := s.carryOut(c, cmd, cmd.Request)
 	if err != nil {
 		return reply{}, err
+	}
+	if intent.State == fsm.IntentOpen {
+		return s.accepted(c, intent)
 	}
 	return s.sandboxReply(http.StatusCreated, intent)
 }

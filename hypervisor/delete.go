@@ -8,13 +8,12 @@ import (
 	"path/filepath"
 
 	"stillframe/fsm"
-	"stillframe/netpolicy"
 )
 
 func (o *Owner) planDelete(in fsm.Intent) plan {
 	return plan{steps: []step{
 		{StepStop, func(ctx context.Context) error { return o.stopVMM(ctx, in.Sandbox) }},
-		{StepUnlink, func(ctx context.Context) error { return netpolicy.Destroy(ctx, namespaceName(in.Sandbox)) }},
+		{StepUnlink, func(ctx context.Context) error { return o.destroyNetwork(ctx, in.Sandbox) }},
 		{StepRemove, func(context.Context) error { return os.RemoveAll(o.sandboxDir(in.Sandbox)) }},
 		o.commit(in, nil),
 	}}

@@ -29,17 +29,23 @@ type Log interface {
 // Config is what an Owner needs. Every field without a default named here is required.
 type Config struct {
 	Node       fsm.NodeID
-	DataDir    string // absolute; holds sandboxes/ and snapshots/
+	DataDir    string // absolute; holds sandboxes/, snapshots/ and copies/
 	Images     *Images
 	VMM        vmm.Choice
 	KernelArgs string // added to the guest kernel's command line; may be empty
 	Log        Log
+	// Networks keeps the networks of this node's sandboxes. Nil: NoNetworks says why there are none, and no sandbox is
+	// started here.
+	Networks   Networks
+	NoNetworks string
 	// Secrets opens header values and CA seeds; nil: sandboxes that have any cannot be started here.
 	Secrets Secrets
 	// NewIntentID makes the id of an intent that an outcome opens.
 	NewIntentID func() fsm.IntentID
-	Logger      *slog.Logger
-	Metrics     prometheus.Registerer
+	// Peers reaches the nodes that hold snapshots which are restored here; nil: this node has no others.
+	Peers   Peers
+	Logger  *slog.Logger
+	Metrics prometheus.Registerer
 	// Deadline bounds one intent from its first step to its last; 0 means two minutes.
 	Deadline time.Duration
 	// Grace is how long Run lets intents under way finish after its context ended; 0 means 20 seconds.
@@ -52,14 +58,19 @@ type Owner struct {
 	log     *slog.Logger
 	files   *store.Files
 	metrics *metrics
+	copies  *copies
 	method  store.Method // what the data folder's filesystem can do, probed at New
 
 	mu       sync.Mutex
 	machines map[fsm.SandboxID]*machine
-	busy     map[fsm.IntentID]bool
+	jobs     map[fsm.IntentID]*job
 	stopping bool
+	// seenEpoch is the epoch of this node at which its data and the log were last compared (see comeBack).
+	seenEpoch  uint64
+	comingBack bool
 
 	workers sync.WaitGroup
+	wake    chan struct{} // has the loop look again without a change of the state
 	ready   chan struct{} // closed once the node's VMs are taken up again
 }
 
@@ -76,11 +87,13 @@ func New(cfg Config) (*Owner, error) {
 		log:      cfg.Logger.With("room", "hypervisor"),
 		files:    store.New(),
 		metrics:  newMetrics(cfg.Metrics),
+		copies:   newCopies(filepath.Join(cfg.DataDir, "copies")),
 		machines: map[fsm.SandboxID]*machine{},
-		busy:     map[fsm.IntentID]bool{},
+		jobs:     map[fsm.IntentID]*job{},
+		wake:     make(chan struct{}, 1),
 		ready:    make(chan struct{}),
 	}
-	for _, d := range []string{o.sandboxesDir(), o.snapshotsDir()} {
+	for _, d := range []string{o.sandboxesDir(), o.snapshotsDir(), o.copies.dir} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, err
 		}
@@ -123,17 +136,24 @@ func (o *Owner) snapshotDir(id fsm.SnapshotID) string {
 func (o *Owner) Run(ctx context.Context) error {
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	self, _ := o.cfg.Log.State().Node(o.cfg.Node)
 	if err := o.takeUp(work); err != nil {
 		return fmt.Errorf("take up the node's VMs: %w", err)
 	}
+	o.seenEpoch = self.Epoch
 	close(o.ready)
 	for {
 		// The channel is taken before the state is read: a change in between wakes the loop once too often, never
 		// once too seldom.
 		changed := o.cfg.Log.Changed()
-		o.startOpenIntents(work)
+		state := o.cfg.Log.State()
+		o.obey(state)
+		o.startOpenIntents(work, state)
+		o.watchEpoch(work, state)
+		o.dropCopies(work, state)
 		select {
 		case <-changed:
+		case <-o.wake:
 		case <-ctx.Done():
 			o.windDown(cancel)
 			return nil
@@ -163,37 +183,27 @@ func (o *Owner) windDown(cut context.CancelFunc) {
 }
 
 // startOpenIntents gives every open intent of this node that is not under way a goroutine.
-func (o *Owner) startOpenIntents(ctx context.Context) {
-	for _, in := range o.cfg.Log.State().OpenIntents(o.cfg.Node) {
-		o.mu.Lock()
-		started := o.busy[in.ID] || o.stopping
-		if !started {
-			o.busy[in.ID] = true
-			o.workers.Add(1)
-		}
-		o.mu.Unlock()
-		if started {
+func (o *Owner) startOpenIntents(ctx context.Context, state *fsm.State) {
+	for _, in := range state.OpenIntents(o.cfg.Node) {
+		jobCtx, ok := o.begin(ctx, in)
+		if !ok {
 			continue
 		}
 		go func() {
-			defer o.workers.Done()
-			defer func() {
-				o.mu.Lock()
-				delete(o.busy, in.ID)
-				o.mu.Unlock()
-			}()
-			o.carryOut(ctx, in)
+			defer o.end(in)
+			o.carryOut(ctx, jobCtx, in)
 		}()
 	}
 }
 
 // carryOut does an intent's steps and, where they fail, undoes them and proposes the failure. When ctx was cut off by
-// a shutdown nothing is proposed: the intent stays open for the next start.
-func (o *Owner) carryOut(ctx context.Context, in fsm.Intent) {
+// a shutdown nothing is proposed: the intent stays open for the next start. jobCtx bounds the steps; it ends besides
+// when the log supersedes the intent.
+func (o *Owner) carryOut(ctx, jobCtx context.Context, in fsm.Intent) {
 	began := time.Now()
 	p, err := o.plan(in)
 	if err == nil {
-		err = o.runSteps(ctx, in, p.steps)
+		err = o.runSteps(jobCtx, in, p.steps)
 	}
 	log := o.log.With("intent", in.ID, "kind", in.Kind, "sandbox", in.Sandbox, "snapshot", in.Snapshot)
 	if err == nil {
@@ -204,24 +214,27 @@ func (o *Owner) carryOut(ctx context.Context, in fsm.Intent) {
 		log.Warn("intent interrupted by shutdown", "error", err)
 		return
 	}
+	if errors.Is(context.Cause(jobCtx), errSuperseded) {
+		o.giveUp(ctx, in, p)
+		return
+	}
 	log.Error("intent failed", "took", time.Since(began), "error", err)
 	outcome := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch, Error: o.clientError(in, err)}
 	if p.undo != nil {
-		if gone := p.undo(ctx); gone != "" {
-			outcome.SandboxStopped = gone
-			outcome.Error = fsm.Errorf(fsm.KindConflict, "the snapshot could not be taken: the sandbox has stopped (%s)", gone)
-		}
+		p.undo(ctx, &outcome)
 	}
 	if err := o.complete(ctx, outcome); err != nil && ctx.Err() == nil {
 		log.Error("outcome not accepted", "error", err)
 	}
 }
 
-// plan is an intent made concrete: its steps, the last of which commits, and what undoes them. undo returns why the
-// sandbox's VM is gone where a snapshot's source did not survive, else nothing.
+// plan is an intent made concrete: its steps, the last of which commits, and what undoes them. undo adds to the outcome,
+// which has the error already, what has become of the sandbox. giveUp is for what must be undone besides when the log
+// has closed the intent by itself.
 type plan struct {
-	steps []step
-	undo  func(context.Context) (sandboxStopped string)
+	steps  []step
+	undo   func(context.Context, *fsm.Complete)
+	giveUp func()
 }
 
 func (o *Owner) plan(in fsm.Intent) (plan, error) {
@@ -236,6 +249,8 @@ func (o *Owner) plan(in fsm.Intent) (plan, error) {
 		return o.planDelete(in), nil
 	case fsm.IntentDeleteSnapshot:
 		return o.planDeleteSnapshot(in), nil
+	case fsm.IntentSetPolicy:
+		return o.planSetPolicy(in), nil
 	}
 	return plan{}, fsm.Errorf(fsm.KindInternal, "intent kind %q is not known to this node", in.Kind)
 }
@@ -301,6 +316,7 @@ func (o *Owner) clientError(in fsm.Intent, err error) *fsm.Error {
 		fsm.IntentSnapshot:       "the snapshot could not be taken",
 		fsm.IntentDelete:         "the sandbox could not be deleted",
 		fsm.IntentDeleteSnapshot: "the snapshot could not be deleted",
+		fsm.IntentSetPolicy:      "the network policy could not be put in force",
 	}[in.Kind]
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fsm.Errorf(fsm.KindTimeout, "%s in time: %s", what, failedStep(err))

@@ -85,7 +85,7 @@ func (e *exposure) outcome(c *fsm.Complete) {
 }
 
 // undo leaves the source running and no file behind. It says why the source's VM is gone, where it is.
-func (e *exposure) undo(ctx context.Context) string {
+func (e *exposure) undo(ctx context.Context, c *fsm.Complete) {
 	ctx, cancel := context.WithTimeout(ctx, e.o.cfg.Deadline)
 	defer cancel()
 	gone := e.o.ensureRunning(ctx, e.in.Sandbox, e.paused)
@@ -100,7 +100,10 @@ func (e *exposure) undo(ctx context.Context) string {
 		e.o.log.Error("a failed snapshot's files could not be removed; the next start tries again", "snapshot", e.sn.ID,
 			"error", err)
 	}
-	return gone
+	if gone != "" {
+		c.SandboxStopped = gone
+		c.Error = fsm.Errorf(fsm.KindConflict, "the snapshot could not be taken: the sandbox has stopped (%s)", gone)
+	}
 }
 
 func (e *exposure) prepare(context.Context) (err error) {

@@ -10,7 +10,6 @@ import (
 
 	"stillframe/fsm"
 	"stillframe/hypervisor/vmm"
-	"stillframe/netpolicy"
 )
 
 // takeUp brings the node from whatever an earlier run left to what the log says: running VMs are adopted and, where a
@@ -40,6 +39,9 @@ func (o *Owner) takeUp(ctx context.Context) error {
 			return fmt.Errorf("sandbox %s: %w", sb.ID, err)
 		}
 	}
+	if err := o.copies.load(); err != nil {
+		return fmt.Errorf("copies of other nodes' snapshots: %w", err)
+	}
 	return o.sweepSnapshots(state)
 }
 
@@ -59,7 +61,7 @@ func (o *Owner) localSandboxes() ([]fsm.SandboxID, error) {
 
 // adopt takes up one VM, or reports that it is gone.
 func (o *Owner) adopt(ctx context.Context, sb fsm.Sandbox) error {
-	m, err := o.reattach(sb.ID)
+	m, err := o.reattach(ctx, sb)
 	if errors.Is(err, vmm.ErrGone) || errors.Is(err, os.ErrNotExist) {
 		o.metrics.takenUp.WithLabelValues("lost").Inc()
 		o.log.Error("VM lost while the daemon was not running", "sandbox", sb.ID, "error", err)
@@ -72,6 +74,9 @@ func (o *Owner) adopt(ctx context.Context, sb fsm.Sandbox) error {
 		return err
 	}
 	o.metrics.takenUp.WithLabelValues("adopted").Inc()
+	if m.egress.mendable && m.egress.fault != nil {
+		o.workers.Go(func() { o.keepApplying(m) })
+	}
 	o.log.Info("VM taken up again", "sandbox", sb.ID, "pid", m.proc.Record().PID)
 	if gone := o.ensureRunning(ctx, sb.ID, sb.State == fsm.SandboxSnapshotting); gone != "" {
 		o.log.Error("VM lost at take-up", "sandbox", sb.ID, "reason", gone)
@@ -79,8 +84,8 @@ func (o *Owner) adopt(ctx context.Context, sb fsm.Sandbox) error {
 	return nil
 }
 
-func (o *Owner) reattach(id fsm.SandboxID) (*machine, error) {
-	rec, err := findVMM(machineFiles{o.sandboxDir(id)})
+func (o *Owner) reattach(ctx context.Context, sb fsm.Sandbox) (*machine, error) {
+	rec, err := findVMM(machineFiles{o.sandboxDir(sb.ID)})
 	if err != nil {
 		return nil, err
 	}
@@ -88,11 +93,11 @@ func (o *Owner) reattach(id fsm.SandboxID) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	ns, err := netpolicy.Open(namespaceName(id))
+	e, err := o.takeUpNetwork(ctx, sb)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open its namespace: %w", err), proc.Close())
+		return nil, errors.Join(err, proc.Close())
 	}
-	return o.attach(id, ns, proc)
+	return o.attach(sb.ID, e, proc)
 }
 
 // resumePatience bounds how long a VM may be left paused because its VMM does not answer.

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,7 +15,7 @@ import (
 
 // configure sets up the network namespace of the calling thread.
 func configure() error {
-	if err := setSysctls(); err != nil {
+	if err := applySysctls(plainSysctls); err != nil {
 		return err
 	}
 	lo, err := netlink.LinkByName("lo")
@@ -29,21 +29,6 @@ func configure() error {
 		return fmt.Errorf("make %s: %w", TapName, err)
 	}
 	return addressTap()
-}
-
-// setSysctls turns off what could carry a packet elsewhere, before there is a link.
-func setSysctls() error {
-	for _, s := range []struct{ name, value string }{
-		{"ipv6/conf/all/disable_ipv6", "1"},
-		{"ipv6/conf/default/disable_ipv6", "1"},
-		{"ipv4/ip_forward", "0"},
-	} {
-		err := os.WriteFile(filepath.Join("/proc/sys/net", s.name), []byte(s.value), 0o600)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // a kernel without IPv6 has none to turn off
-			return err
-		}
-	}
-	return nil
 }
 
 // createTap makes a tap that stays when its file is closed, with one queue and the header that virtio devices expect.
@@ -64,38 +49,61 @@ func createTap() error {
 	return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1)
 }
 
-// addressTap gives tap0 its addresses and the guest's hardware address.
-func addressTap() error {
-	tap, err := netlink.LinkByName(TapName)
-	if err != nil {
-		return err
-	}
-	if err := netlink.LinkSetHardwareAddr(tap, mustMAC(HostMAC)); err != nil {
-		return fmt.Errorf("hardware address: %w", err)
-	}
-	if err := netlink.AddrAdd(tap, &netlink.Addr{IPNet: hostNet()}); err != nil {
-		return fmt.Errorf("address: %w", err)
-	}
-	if err := netlink.LinkSetUp(tap); err != nil {
-		return fmt.Errorf("bring up: %w", err)
-	}
-	return netlink.NeighSet(&netlink.Neigh{
-		LinkIndex: tap.Attrs().Index, State: netlink.NUD_PERMANENT,
-		IP: net.ParseIP(GuestIP), HardwareAddr: mustMAC(GuestMAC),
-	})
+// plainSysctls turn off what could carry a packet elsewhere, before there is a link.
+var plainSysctls = []sysctl{
+	{"ipv6/conf/all/disable_ipv6", "1"},
+	{"ipv6/conf/default/disable_ipv6", "1"},
+	{"ipv4/ip_forward", "0"},
 }
 
-func removeTap() error {
-	tap, err := netlink.LinkByName(TapName)
-	var gone netlink.LinkNotFoundError
-	if errors.As(err, &gone) {
-		return nil
+// addressTap gives tap0 its addresses and brings it up.
+func addressTap() error {
+	if err := nameTap(); err != nil {
+		return err
 	}
+	return raiseTap()
+}
+
+// nameTap gives tap0 its addresses. It can be repeated.
+func nameTap() error {
+	tap, err := netlink.LinkByName(TapName)
 	if err != nil {
 		return err
 	}
-	if err := netlink.LinkDel(tap); err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove %s: %w", TapName, err)
+	if tap.Attrs().HardwareAddr.String() != HostMAC {
+		if err := netlink.LinkSetHardwareAddr(tap, mustMAC(HostMAC)); err != nil {
+			return fmt.Errorf("hardware address: %w", err)
+		}
+	}
+	err = netlink.AddrAdd(tap, &netlink.Addr{IPNet: hostNet()})
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("address: %w", err)
+	}
+	return nil
+}
+
+// raiseTap brings tap0 up, and tells it the guest's hardware address.
+func raiseTap() error {
+	tap, err := netlink.LinkByName(TapName)
+	if err != nil {
+		return err
+	}
+	return raiseLink(tap, netip.MustParseAddr(GuestIP), mustMAC(GuestMAC))
+}
+
+// removeLinks cuts the namespace off: from its guest, and from the host.
+func removeLinks() error {
+	for _, name := range []string{TapName, UplinkName} {
+		link, err := netlink.LinkByName(name)
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("remove %s: %w", name, err)
+		}
 	}
 	return nil
 }

@@ -57,7 +57,7 @@ func Create(ctx context.Context, name string) (*Namespace, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err := onThread(ns.build); err != nil {
+	if err := onThread(func() error { return ns.build(configure) }); err != nil {
 		return nil, fmt.Errorf("make network namespace %s: %w", name, err)
 	}
 	return ns, nil
@@ -76,14 +76,19 @@ func (ns *Namespace) clear(ctx context.Context) error {
 	return Destroy(ctx, ns.name)
 }
 
-// build moves the calling thread into a new namespace and names that once it is complete.
-func (ns *Namespace) build() error {
+// build moves the calling thread into a new namespace and names that once configure has made it complete.
+func (ns *Namespace) build(configure func() error) error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("unshare: %w", err)
 	}
 	if err := configure(); err != nil {
 		return err
 	}
+	return ns.give("/proc/thread-self/ns/net")
+}
+
+// give names the namespace that path stands for.
+func (ns *Namespace) give(path string) error {
 	f, err := os.OpenFile(ns.Path(), os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o400)
 	if err != nil {
 		return err
@@ -91,7 +96,7 @@ func (ns *Namespace) build() error {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	if err := unix.Mount("/proc/thread-self/ns/net", ns.Path(), "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(path, ns.Path(), "", unix.MS_BIND, ""); err != nil {
 		return errors.Join(fmt.Errorf("name it: %w", err), os.Remove(ns.Path()))
 	}
 	return nil
@@ -129,7 +134,7 @@ func (ns *Namespace) open() (*os.File, error) {
 	return f, nil
 }
 
-// Destroy removes the tap and the name. The kernel frees the rest when the last process and socket in it are gone. A
+// Destroy removes the links and the name. The kernel frees the rest when the last process and socket in it are gone. A
 // name that is not there is no error.
 func Destroy(ctx context.Context, name string) error {
 	ns, err := named(name)
@@ -139,21 +144,29 @@ func Destroy(ctx context.Context, name string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	// First the tap: something that still holds the namespace, such as a socket, must not keep the guest connected.
-	if err := ns.Do(removeTap); err != nil && !errors.Is(err, ErrNotFound) {
+	// First the links: something that still holds the namespace, such as a socket, must not keep the guest connected.
+	if err := ns.Do(removeLinks); err != nil && !errors.Is(err, ErrNotFound) {
 		return fmt.Errorf("destroy network namespace %s: %w", name, err)
 	}
+	if err := ns.forget(); err != nil {
+		return fmt.Errorf("destroy network namespace %s: %w", name, err)
+	}
+	return nil
+}
+
+// forget takes the name away and leaves the namespace as it is.
+func (ns *Namespace) forget() error {
 	for {
 		err := unix.Unmount(ns.Path(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 			break // nothing is mounted there (any more)
 		}
 		if err != nil {
-			return fmt.Errorf("destroy network namespace %s: %w", name, err)
+			return err
 		}
 	}
 	if err := os.Remove(ns.Path()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("destroy network namespace %s: %w", name, err)
+		return err
 	}
 	return nil
 }

@@ -17,7 +17,8 @@ import (
 // clusterCommand holds the commands that make the files of a cluster. They join the group of the same name in cli.
 func clusterCommand(env cli.Env) *cobra.Command {
 	cmd := &cobra.Command{Use: "cluster"}
-	cmd.AddCommand(clusterInit(env), clusterRenew(env), clusterRotateSecrets(env))
+	cmd.AddCommand(clusterInit(env), clusterRenew(env), clusterBackup(env), clusterRestore(env),
+		clusterRotateSecrets(env))
 	return cmd
 }
 

@@ -36,7 +36,7 @@ const (
 
 // policyAnswer is an owner's answer to another node. Exactly one of Refusal and the rest is meant.
 type policyAnswer struct {
-	Refusal   *tunnelRefusal         `json:"refusal,omitempty"`
+	Refusal   *refusal               `json:"refusal,omitempty"`
 	Decisions []httpd.PolicyDecision `json:"decisions,omitempty"`
 }
 
@@ -139,12 +139,12 @@ func (p policies) serve() {
 func answerPolicy(w http.ResponseWriter, decisions []httpd.PolicyDecision, err error) {
 	answer := policyAnswer{Decisions: decisions}
 	if err != nil {
-		refusal := tunnelRefusal{fsm.KindInternal, "the sandbox's node could not answer"}
+		why := refusal{fsm.KindInternal, "the sandbox's node could not answer"}
 		var known *fsm.Error
 		if errors.As(err, &known) {
-			refusal = tunnelRefusal{known.Kind, known.Message}
+			why = refusal{known.Kind, known.Message}
 		}
-		answer = policyAnswer{Refusal: &refusal}
+		answer = policyAnswer{Refusal: &why}
 	}
 	body, err := json.Marshal(answer)
 	if err != nil {

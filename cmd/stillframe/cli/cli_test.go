@@ -347,8 +347,10 @@ func TestFileList(t *testing.T) {
 func TestNodeTemplateVersion(t *testing.T) {
 	w := newWorld(t)
 	w.answer("GET /v1/node", http.StatusOK, `{"id":"n-1","name":"host","version":"v1","vmm":{"kind":"stillframe-devvmm",`+
-		`"binary":"/opt/devvmm","version":"7.2","reason":"KVM is not usable"},"clone_method":"copy"}`)
+		`"binary":"/opt/devvmm","version":"7.2","reason":"KVM is not usable"},"clone_method":"copy",`+
+		`"egress":{"enforced":true,"pool":"100.126.0.0/16"}}`)
 	require.Contains(t, w.does("node", "status"), "Why this VMM   KVM is not usable\n")
+	require.Contains(t, w.does("node", "status"), "Policies       enforced\n")
 	w.answer("GET /v1/templates", http.StatusOK, `{"items":[{"id":"tpl-1","name":"system/busybox",`+
 		`"digest":"sha256:0123456789abcdef","created_at":"2026-01-02T11:00:00Z"}],"total_items":1}`)
 	require.Equal(t, ""+

@@ -22,10 +22,12 @@ const DefaultData = "/var/lib/stillframe"
 
 // nodeFlags say which node to talk to.
 type nodeFlags struct {
-	url     string
-	keyFile string
-	envFile string
-	wait    time.Duration
+	url       string
+	keyFile   string
+	envFile   string
+	wait      time.Duration
+	stale     bool // see staleFlag
+	staleness client.Staleness
 }
 
 // adminFlags say which admin socket to talk to.
@@ -74,7 +76,10 @@ func (a *app) connect(ctx context.Context) (*client.Client, context.Context, fun
 	}
 	a.warnPlaintext(address)
 	ctx, cancel := context.WithTimeout(ctx, a.node.wait)
-	return c, ctx, func() { cancel(); c.Close() }, nil
+	if a.node.stale {
+		ctx = client.WithStale(ctx, &a.node.staleness)
+	}
+	return c, ctx, func() { cancel(); c.Close(); a.tellAge() }, nil
 }
 
 // connectAdmin makes the client for the admin socket.

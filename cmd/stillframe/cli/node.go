@@ -63,9 +63,14 @@ func (a *app) nodeGroup() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			policies := "enforced"
+			if !n.Egress.Enforced {
+				policies = "not enforced: " + n.Egress.Reason
+			}
 			return a.printOne(row{n.ID, n.Raw, []string{
-				n.ID, n.Name, n.Version, n.VMM.Kind, n.VMM.Version, n.VMM.Binary, n.VMM.Reason, n.CloneMethod,
-			}}, []string{"ID", "Name", "Version", "VMM", "VMM version", "VMM binary", "Why this VMM", "Clones by"})
+				n.ID, n.Name, n.Version, n.VMM.Kind, n.VMM.Version, n.VMM.Binary, n.VMM.Reason, n.CloneMethod, policies,
+			}}, []string{"ID", "Name", "Version", "VMM", "VMM version", "VMM binary", "Why this VMM", "Clones by",
+				"Policies"})
 		},
 	})))
 }

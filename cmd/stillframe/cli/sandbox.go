@@ -23,7 +23,7 @@ func (a *app) sandbox() *cobra.Command {
 		Use:     "sandbox",
 		Aliases: []string{"sandboxes", "sbx"},
 		Short:   "Make, show and delete sandboxes",
-	}, a.sandboxCreate(), a.sandboxGet(), a.sandboxList(), a.sandboxDelete())))
+	}, a.sandboxCreate(), a.staleFlag(a.sandboxGet()), a.staleFlag(a.sandboxList()), a.sandboxDelete())))
 }
 
 func (a *app) sandboxCreate() *cobra.Command {
