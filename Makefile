@@ -21,7 +21,7 @@ FUZZTIME      ?= 20s
 GOLANGCI_VERSION    := v2.15.0
 GOVULNCHECK_VERSION := v1.9.0
 
-.PHONY: help setup build demo client cluster cluster-down test bench lab fuzz lint vuln clean
+.PHONY: help setup build demo client cluster cluster-down test bench egress lab fuzz lint vuln clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ test: setup ## Run all tests, with the race detector, on real virtual machines
 
 bench: setup ## Measure against the raw VMM: a table, and build/bench.json (some 15 minutes)
 	build/stillframe-bench $(BENCH_FLAGS)
+
+egress: setup ## Look 200 times for a packet that leaves between a restore and its policy (some 10 minutes)
+	STILLFRAME_RESTORES=200 go test -run '^TestNoWindow$$' -timeout 60m ./cmd/stillframe/e2e
 
 lab: setup ## Run the conformance suite and a whole node on the real Cloud Hypervisor (STILLFRAME_LAB_CH) in an emulated machine
 	deploy/lab/conformance.sh

@@ -3,7 +3,6 @@ package netpolicy_test
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"os/exec"
 	"strings"
@@ -28,7 +27,7 @@ func benchPolicy() policy.Policy {
 func benchManager(b *testing.B, ready int) *netpolicy.Manager {
 	cfg := config()
 	cfg.Ready = ready
-	cfg.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+	cfg.Logger = slog.New(slog.DiscardHandler)
 	m, err := netpolicy.NewManager(cfg)
 	require.NoError(b, err)
 	b.Cleanup(func() { require.NoError(b, m.Close()) })

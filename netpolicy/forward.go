@@ -72,14 +72,14 @@ func (f forwarding) within(g forwarding) bool {
 	return true
 }
 
-// carriesAllOf tells whether g surely carries all of p, but for what f refuses of it too.
-func (g forwarding) carriesAllOf(p netip.Prefix, f forwarding) bool {
-	for _, v := range g {
+// carriesAllOf tells whether f surely carries all of p, but for what other refuses of it too.
+func (f forwarding) carriesAllOf(p netip.Prefix, other forwarding) bool {
+	for _, v := range f {
 		switch {
 		case !v.to.Overlaps(p):
 		case v.allow:
 			return v.to.Bits() <= p.Bits()
-		case !f.refuses(v.to):
+		case !other.refuses(v.to):
 			return false
 		}
 	}

@@ -151,7 +151,9 @@ func TestTCPAndDNSArriveAtTheGate(t *testing.T) {
 	w := farside.New(t)
 	n := networkOf(t, m, denyAll)
 	g := guestOf(t, n)
-	for _, to := range []string{"203.0.113.5:443", "198.51.100.9:22", "169.254.169.254:80", "10.111.0.1:80", "8.8.8.8:853"} {
+	for _, to := range []string{
+		"203.0.113.5:443", "198.51.100.9:22", "169.254.169.254:80", "10.111.0.1:80", "8.8.8.8:853",
+	} {
 		c, err := g.Dial("tcp4", to)
 		require.NoError(t, err, to)
 		b := make([]byte, 200)

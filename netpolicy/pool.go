@@ -163,20 +163,19 @@ func (p *pool) drain(ctx context.Context) error {
 func (p *pool) run(ctx context.Context) {
 	again := time.NewTicker(p.m.cfg.Interval)
 	defer again.Stop()
-	for {
+	for ctx.Err() == nil {
 		if err := p.fill(ctx); err != nil && ctx.Err() == nil {
 			p.m.log.Error("no namespace could be made ready", "error", err)
 		}
 		select {
 		case <-ctx.Done():
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoDeadline)
-			defer cancel()
-			if err := p.drain(ctx); err != nil {
-				p.m.log.Error("namespaces that were kept ready could not be removed", "error", err)
-			}
-			return
 		case <-p.wake:
 		case <-again.C:
 		}
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoDeadline)
+	defer cancel()
+	if err := p.drain(ctx); err != nil {
+		p.m.log.Error("namespaces that were kept ready could not be removed", "error", err)
 	}
 }

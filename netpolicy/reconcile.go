@@ -150,7 +150,7 @@ func (n *Network) fault(settings bool) (*fault, error) {
 		return nil, err
 	}
 	if wrong != nil {
-		return &fault{driftSettings, wrong.Error()}, nil
+		return &fault{driftSettings, wrong.Error()}, nil //nolint:nilerr // that is the answer
 	}
 	return nil, nil
 }

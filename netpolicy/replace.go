@@ -18,7 +18,8 @@ var ErrCutOff = errors.New("the sandbox is cut off")
 // Replace puts another policy in force. When it returns without an error, the new one alone is in force, and no
 // connection is left that it does not allow. While it runs, nothing passes that either of the two denies to the kernel,
 // and what was opened before the gate has changed its mind is cut after. On an error nothing passes at all: ErrCutOff;
-// unless it could not be a policy of this network at all, which changes nothing. step is told each of ReplaceSteps as it begins.
+// unless it could not be a policy of this network at all, which changes nothing. step is told each of ReplaceSteps as
+// it begins.
 //
 // Once begun it goes on when ctx ends, because half a policy is none.
 func (n *Network) Replace(ctx context.Context, p policy.Policy, step func(string)) error {

@@ -48,7 +48,8 @@ func ruleCases(t *testing.T) map[string]struct {
 		"allow-all": {Bounds{}, []forwarding{of(policy.ModeAllowAll)}},
 		"custom-names-only": {Bounds{}, []forwarding{
 			forwardingOf(compiled(t, policy.ModeCustom), floor)}},
-		"custom":            {Bounds{}, []forwarding{of(policy.ModeCustom, "203.0.113.0/24", "198.51.100.0/24", "10.1.2.3/32")}},
+		"custom": {Bounds{}, []forwarding{
+			of(policy.ModeCustom, "203.0.113.0/24", "198.51.100.0/24", "10.1.2.3/32")}},
 		"custom-everything": {Bounds{}, []forwarding{of(policy.ModeCustom, "0.0.0.0/0")}},
 		"replacing": {Bounds{}, []forwarding{
 			of(policy.ModeCustom, "203.0.113.0/24"), of(policy.ModeCustom, "198.51.100.0/24")}},
@@ -103,7 +104,9 @@ func TestByteRatesReadBack(t *testing.T) {
 	tools, err := findTools(t.Context())
 	require.NoError(t, err)
 	inNamespace(t, func(ctx context.Context) {
-		for _, rate := range []int{1, 1024, 16000, 1 << 20, 1_500_000, 10_000_000, 100 << 20, 125_000_000, 1_250_000_000, 9e9} {
+		for _, rate := range []int{
+			1, 1024, 16000, 1 << 20, 1_500_000, 10_000_000, 100 << 20, 125_000_000, 1_250_000_000, 9e9,
+		} {
 			k := kernel{tools: tools, bounds: Bounds{BytesPerSecond: rate}.orDefault()}
 			require.NoError(t, k.restoreAll(ctx, nil))
 			have, _, err := k.readStable(ctx)

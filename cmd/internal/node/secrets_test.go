@@ -170,7 +170,9 @@ func TestResealingWaits(t *testing.T) {
 	require.ErrorContains(t, err, "not in use yet")
 
 	now := fsm.At(time.Now())
-	_, err = w.nodes[0].log.Apply(t.Context(), fsm.RegisterNode{Now: now, Node: fsm.Node{ID: "node-9", Name: "ninth"}})
+	_, err = w.nodes[0].log.Apply(t.Context(), fsm.RegisterNode{Now: now, Node: fsm.Node{
+		ID: "node-9", Name: "ninth", Level: fsm.Level,
+	}})
 	require.NoError(t, err)
 	w.rotate("n0", "n1")
 	_, err = w.nodes[0].Reseal(t.Context())

@@ -187,8 +187,8 @@ func (w *world) furnish() {
 	for _, cmd := range []fsm.Command{
 		fsm.PutOrg{Now: now, Org: fsm.Org{ID: "org-a", Name: "a"}},
 		fsm.PutKey{Now: now, Key: fsm.APIKey{ID: "key-a", Org: "org-a", Hash: sha256.Sum256([]byte(secret))}},
-		fsm.RegisterNode{Now: now, Node: fsm.Node{ID: "node-0", Name: "n0", Capacity: small}},
-		fsm.RegisterNode{Now: now, Node: fsm.Node{ID: "node-1", Name: "n1", Capacity: fsm.Capacity{
+		fsm.RegisterNode{Now: now, Node: fsm.Node{ID: "node-0", Name: "n0", Level: fsm.Level, Capacity: small}},
+		fsm.RegisterNode{Now: now, Node: fsm.Node{ID: "node-1", Name: "n1", Level: fsm.Level, Capacity: fsm.Capacity{
 			VCPU: 100, MemoryMiB: 1 << 20, DiskMiB: 1 << 30,
 		}}},
 		fsm.PutTemplate{Now: now, Template: fsm.Template{ID: "tpl-1", Name: "system/busybox", Digest: "sha256:1"}},
