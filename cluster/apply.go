@@ -25,6 +25,7 @@ import (
 //
 //	ctx over before the proposal      unavailable  nothing was proposed
 //	not the leader, or not yet ready  unavailable  nothing was proposed
+//	newer than a member's program     unavailable  nothing was proposed
 //	ErrEnqueueTimeout                 unavailable  the loop never took it
 //	ErrNotLeader                      unavailable  answered by a loop that does not write entries, before an index
 //	ErrLeadershipTransferInProgress   unavailable  answered before an index
@@ -64,6 +65,9 @@ func (n *Node) applyHere(ctx context.Context, data []byte) outcome {
 	if !n.IsLeader() {
 		return outcome{err: n.notLeader()}
 	}
+	if err := n.beyondLevel(data); err != nil {
+		return outcome{err: err}
+	}
 	if !n.enter() {
 		return outcome{err: errShuttingDown()}
 	}
@@ -80,6 +84,16 @@ func (n *Node) applyHere(ctx context.Context, data []byte) outcome {
 	case <-n.stopped:
 		return outcome{err: fsm.Errorf(fsm.KindUnknown, "the node stopped while the outcome was open")}
 	}
+}
+
+// beyondLevel refuses what a member of the cluster could not apply: it would stop there.
+func (n *Node) beyondLevel(data []byte) error {
+	state := n.State()
+	if need, level := n.needs(data), state.Level(); need > level {
+		return fsm.Errorf(fsm.KindUnavailable, "not before every node of the cluster runs a program of level %d or later: "+
+			"node %s is at %d", need, state.Outdated(), level)
+	}
+	return nil
 }
 
 // outcome is what became of a proposal.
@@ -138,5 +152,11 @@ func (n *Node) notLeader() *fsm.Error {
 	if err := n.Failure(); err != nil {
 		return fsm.Wrap(fsm.KindUnavailable, err, "the node has stopped")
 	}
-	return fsm.Errorf(fsm.KindUnavailable, "this node is not the leader, or not ready yet")
+	switch n.Leader().ID {
+	case "":
+		return fsm.Errorf(fsm.KindUnavailable, "the cluster has no leader at the moment; nothing was done")
+	case n.id:
+		return fsm.Errorf(fsm.KindUnavailable, "this node leads, but is not ready yet; nothing was done")
+	}
+	return fsm.Errorf(fsm.KindUnavailable, "this node is not the leader; nothing was done")
 }

@@ -55,6 +55,8 @@ func (n *Node) serveCalls() {
 	n.port.routes.HandleFunc("POST "+pathApply, n.serveApply)
 	n.port.routes.HandleFunc("POST "+pathPosition, n.servePosition)
 	n.port.routes.HandleFunc("GET "+pathStatus, n.serveStatus)
+	n.serveJoin()
+	n.serveOrders()
 }
 
 // Handle serves calls of other nodes under a pattern of net/http. Every caller is a member of the cluster. The handler
@@ -161,9 +163,12 @@ func (n *Node) StatusOf(ctx context.Context, node fsm.NodeID, digest bool) (Stat
 		path += "?digest=true"
 	}
 	var s Status
+	asked := time.Now()
 	if _, err := n.call(ctx, node, http.MethodGet, path, nil, &s); err != nil {
 		return Status{}, fsm.Wrap(fsm.KindUnavailable, err, "node %s does not answer", n.label(node))
 	}
+	s.Trip = time.Since(asked)
+	s.Skew = time.Unix(0, s.Clock).Sub(asked.Add(s.Trip / 2).Round(0)) // by the clocks, not by what passed
 	return s, nil
 }
 
@@ -212,6 +217,9 @@ func (n *Node) call(ctx context.Context, node fsm.NodeID, method, path string, b
 
 // label is what people call a node.
 func (n *Node) label(node fsm.NodeID) string {
+	if known, ok := n.State().Node(node); ok && known.Name != "" {
+		return known.Name
+	}
 	if m, ok := n.cfg.Identity.Member(node); ok {
 		return m.Name
 	}

@@ -24,6 +24,9 @@ type Config struct {
 	Dir string
 	// Addr is where to listen for other nodes, host:port; empty: at this node's address in the member list.
 	Addr string
+	// Advertise is where other nodes reach this one, host:port; empty: at its address in the member list. When it is not
+	// what the cluster has, the node tells the others.
+	Advertise string
 	// Voters are the members of a new cluster, the same list on every node and at every start: it is written when this
 	// node's log is empty and ignored after that. Empty: the node waits to be taken into a cluster.
 	Voters []Server
@@ -39,6 +42,21 @@ type Config struct {
 	EnqueueTimeout time.Duration
 	// TickInterval is how often the leader looks whether time has made something due.
 	TickInterval time.Duration
+	// NodeLease is how long a node may be silent before the leader gives it up.
+	NodeLease time.Duration
+	// PromoteAfter is how long a member without a vote must have kept up to get one.
+	PromoteAfter time.Duration
+	// DeadServerCleanup is how long a voter must be gone to lose its vote until it is back; 0: it keeps it.
+	DeadServerCleanup time.Duration
+	// Version is of the program, for the status that other nodes ask for.
+	Version string
+	// StallTimeout is how long the disk under the log may hang before a leader gives up the lead; after twice that any node
+	// gives up itself.
+	StallTimeout time.Duration
+	probe        func(dir string) error // nil: probeDisk
+	// FreshInterval is how often a node makes sure how far its state is: the age that a stale read tells is not much more
+	// than this while all is well.
+	FreshInterval time.Duration
 	// TransferTimeout bounds handing the leadership over at Shutdown; DrainTimeout waiting for open proposals there.
 	TransferTimeout, DrainTimeout time.Duration
 
@@ -46,6 +64,9 @@ type Config struct {
 	// by SnapshotThreshold entries; TrailingLogs entries are kept behind it for followers that lag.
 	SnapshotInterval                time.Duration
 	SnapshotThreshold, TrailingLogs uint64
+
+	// decode stands, in tests, for a program of another version; nil is fsm.Decode.
+	decode func([]byte) (fsm.Command, error)
 }
 
 const (
@@ -68,6 +89,10 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.IOTimeout, 10*time.Second)
 	setDefault(&c.EnqueueTimeout, 5*time.Second)
 	setDefault(&c.TickInterval, time.Second)
+	setDefault(&c.NodeLease, 30*time.Second)
+	setDefault(&c.StallTimeout, 15*time.Second)
+	setDefault(&c.PromoteAfter, 5*time.Second)
+	setDefault(&c.FreshInterval, time.Second)
 	setDefault(&c.TransferTimeout, 5*time.Second)
 	setDefault(&c.DrainTimeout, 3*time.Second)
 	setDefault(&c.SnapshotInterval, 2*time.Minute)

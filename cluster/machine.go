@@ -30,6 +30,7 @@ type machine struct {
 	view   atomic.Pointer[view]
 	broken atomic.Pointer[brokenError]
 	onFail func(error) // called once, on the library's goroutine: must not block
+	decode func([]byte) (fsm.Command, error)
 }
 
 // applied is the response to one entry.
@@ -45,7 +46,7 @@ type brokenError struct{ err error }
 var errBroken = errors.New("the state machine has stopped")
 
 func newMachine(onFail func(error)) *machine {
-	m := &machine{onFail: onFail}
+	m := &machine{onFail: onFail, decode: fsm.Decode}
 	m.view.Store(&view{state: fsm.New(), changed: make(chan struct{})})
 	return m
 }
@@ -60,16 +61,20 @@ func (m *machine) Apply(l *raft.Log) any {
 	if b := m.broken.Load(); b != nil {
 		return applied{err: b.err}
 	}
-	cmd, err := fsm.Decode(l.Data)
+	cmd, err := m.decode(l.Data)
 	if err != nil {
-		b := &brokenError{fmt.Errorf("%w at log index %d: %w", errBroken, l.Index, err)}
-		m.broken.Store(b)
-		m.onFail(b.err)
-		return applied{err: b.err}
+		return applied{err: m.stop(fmt.Errorf("%w at log index %d: %w", errBroken, l.Index, err))}
 	}
 	state, result := m.view.Load().state.Apply(cmd)
 	m.publish(state, l.Index, l.Index)
 	return applied{result: result}
+}
+
+// stop has the machine apply nothing from here on.
+func (m *machine) stop(err error) error {
+	m.broken.Store(&brokenError{err})
+	m.onFail(err)
+	return err
 }
 
 // StoreConfiguration implements raft.ConfigurationStore: entries about the membership count as applied, too.
@@ -99,6 +104,9 @@ func (m *machine) Restore(r io.ReadCloser) error {
 		return err
 	}
 	state, err := fsm.Read(in)
+	if errors.Is(err, fsm.ErrUnknownState) {
+		return m.stop(fmt.Errorf("%w at the snapshot of position %d: %w", errBroken, position, err))
+	}
 	if err != nil {
 		return err
 	}

@@ -122,7 +122,7 @@ func furnish(t *testing.T, n *Node) {
 	t.Helper()
 	apply(t, n, putOrg("a"),
 		fsm.RegisterNode{Now: now(), Node: fsm.Node{
-			ID: "node-a", Capacity: fsm.Capacity{VCPU: 100, MemoryMiB: 1 << 20, DiskMiB: 1 << 30},
+			ID: "node-a", Level: fsm.Level, Capacity: fsm.Capacity{VCPU: 100, MemoryMiB: 1 << 20, DiskMiB: 1 << 30},
 		}},
 		fsm.PutTemplate{Now: now(), Template: fsm.Template{ID: NewTemplateID(), Name: "system/busybox", Digest: "d"}})
 }

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -58,6 +59,9 @@ func (n *Node) runTerm(ctx context.Context) {
 		return
 	}
 	n.refreshAddress(ctx)
+	var supervising sync.WaitGroup
+	supervising.Go(func() { n.supervise(ctx) })
+	defer supervising.Wait()
 	ticker := time.NewTicker(n.cfg.TickInterval)
 	defer ticker.Stop()
 	for {

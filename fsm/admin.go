@@ -10,7 +10,8 @@ func (d *draft) applyPutOrg(c PutOrg) *Error {
 	p.now(c.Now)
 	p.id("the organization's id", string(c.Org.ID))
 	p.name("the organization's name", c.Org.Name)
-	p.addf(c.Org.MaxSandboxes >= 0 && c.Org.MaxSnapshots >= 0, "a limit must not be negative")
+	p.addf(c.Org.MaxSandboxes >= 0 && c.Org.MaxSnapshots >= 0 && c.Org.MaxRequests >= 0,
+		"a limit must not be negative")
 	if p.err != nil {
 		return p.err
 	}
@@ -76,13 +77,29 @@ func (d *draft) applyRegisterNode(c RegisterNode) *Error {
 	room := c.Node.Capacity
 	p.addf(room.VCPU >= 0 && room.VCPU <= maxVCPU && room.MemoryMiB >= 0 && room.MemoryMiB <= maxMiB &&
 		room.DiskMiB >= 0 && room.DiskMiB <= maxMiB, "the node's capacity is out of range")
+	p.addf(c.Node.Level >= 0, "the node's level is out of range")
+	if p.err != nil {
+		return p.err
+	}
+	for _, digest := range c.Node.Templates {
+		p.addf(validName(digest), "a template's digest is malformed")
+	}
 	if p.err != nil {
 		return p.err
 	}
 	node := c.Node
-	node.RegisteredAt = c.Now
-	if old, ok := d.Node(node.ID); ok {
-		node.Drained, node.RegisteredAt = old.Drained, old.RegisteredAt
+	node.RegisteredAt, node.Addr, node.LostAt, node.RemovedAt, node.Epoch = c.Now, "", 0, 0, 0
+	old, ok := d.Node(node.ID)
+	switch {
+	case old.Removed():
+		return Errorf(KindConflict, "node %s was removed from the cluster", old.label())
+	case ok && old.RegisteredAt != 0:
+		node.RegisteredAt, node.Epoch = old.RegisteredAt, old.Epoch+1
+	case ok:
+		node.Epoch = old.Epoch
+	}
+	if ok {
+		node.Drained, node.Addr = old.Drained, old.Addr
 	}
 	d.putNode(node)
 	return nil

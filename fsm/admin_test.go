@@ -65,7 +65,7 @@ func TestRegisterNode(t *testing.T) {
 	n, ok := w.s.Node("node-2")
 	require.True(t, ok)
 	require.Equal(t, Node{
-		ID: "node-2", Name: "second", Capacity: Capacity{VCPU: 8}, Drained: true, RegisteredAt: t0,
+		ID: "node-2", Name: "second", Capacity: Capacity{VCPU: 8}, Drained: true, RegisteredAt: t0, Epoch: 1,
 	}, n, "to register again neither drains nor undrains")
 	w.refused(RegisterNode{Now: w.now, Node: Node{}}, KindInvalid, "id")
 	w.refused(RegisterNode{Now: w.now, Node: Node{ID: "n", Capacity: Capacity{MemoryMiB: -1}}}, KindInvalid, "capacity")

@@ -4,15 +4,13 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
-
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
 )
 
 // Check tests the invariants of the package comment and gives the first that is broken. It takes time in proportion to
 // the state and is meant for tests and for diagnosis: Apply keeps the invariants without it.
 func (s *State) Check() error {
 	for _, check := range []func(*State) error{
-		checkIndexes, checkSandboxes, checkSnapshots, checkIntents, checkRequests, checkReferences,
+		checkIndexes, checkSandboxes, checkSnapshots, checkIntents, checkRequests, checkReferences, checkNodes,
 	} {
 		if err := check(s); err != nil {
 			return err
@@ -36,12 +34,12 @@ func checkIndexes(s *State) error {
 	for _, err := range []error{
 		same("orgNames", s.orgNames, want.orgNames), same("keyHashes", s.keyHashes, want.keyHashes),
 		same("orgKeys", s.orgKeys, want.orgKeys), same("templateNames", s.templateNames, want.templateNames),
-		same("orgSandboxes", s.orgSandboxes, want.orgSandboxes),
+		sameRows("orgSandboxes", s.orgSandboxes, want.orgSandboxes, s.sandboxes, sandboxKey),
 		same("nodeSandboxes", s.nodeSandboxes, want.nodeSandboxes),
 		same("snapshotSandboxes", s.snapshotSandboxes, want.snapshotSandboxes),
 		same("sandboxTimeouts", s.sandboxTimeouts, want.sandboxTimeouts),
 		same("snapshotNames", s.snapshotNames, want.snapshotNames),
-		same("orgSnapshots", s.orgSnapshots, want.orgSnapshots),
+		sameRows("readySnapshots", s.readySnapshots, want.readySnapshots, s.snapshots, snapshotKey),
 		same("nodeSnapshots", s.nodeSnapshots, want.nodeSnapshots),
 		same("openIntents", s.openIntents, want.openIntents),
 		same("closedIntents", s.closedIntents, want.closedIntents),
@@ -78,7 +76,7 @@ func sandboxIntents(state SandboxState) []IntentKind {
 
 // checkSandboxes tests invariant 3, and that times are set when they should be.
 func checkSandboxes(s *State) error {
-	for _, sb := range all(s.sandboxes) {
+	for sb := range s.sandboxes.rows() {
 		kinds := sandboxIntents(sb.State)
 		if idle := sb.Intent == "" && sb.State == SandboxRunning; !idle && (sb.Intent != "") != (len(kinds) > 0) {
 			return fmt.Errorf("sandbox %s is %s with intent %q", sb.ID, sb.State, sb.Intent)
@@ -103,7 +101,7 @@ func checkSandboxes(s *State) error {
 // checkSnapshots tests invariant 4.
 func checkSnapshots(s *State) error {
 	kinds := map[SnapshotState]IntentKind{SnapshotCreating: IntentSnapshot, SnapshotDeleting: IntentDeleteSnapshot}
-	for _, sn := range all(s.snapshots) {
+	for sn := range s.snapshots.rows() {
 		if (sn.Manifest == nil) != (sn.State == SnapshotCreating) {
 			return fmt.Errorf("snapshot %s is %s with manifest %v", sn.ID, sn.State, sn.Manifest)
 		}
@@ -125,7 +123,7 @@ func checkSnapshots(s *State) error {
 
 // checkIntents tests invariant 5.
 func checkIntents(s *State) error {
-	for _, in := range all(s.intents) {
+	for in := range s.intents.rows() {
 		if (in.State == IntentFailed) != (in.Error != nil) || (in.State == IntentOpen) != (in.ClosedAt == 0) {
 			//nolint:errorlint // a value that is described, not a cause
 			return fmt.Errorf("intent %s is %s with error %v, closed at %d", in.ID, in.State, in.Error, in.ClosedAt)
@@ -134,7 +132,7 @@ func checkIntents(s *State) error {
 			return fmt.Errorf("intent %s of kind %s has policy %v", in.ID, in.Kind, in.NetworkPolicy)
 		}
 		if in.State != IntentOpen {
-			if err := noSecrets(in); err != nil {
+			if err := noSecrets(*in); err != nil {
 				return err
 			}
 			continue
@@ -168,7 +166,7 @@ func noSecrets(in Intent) error {
 
 // checkRequests tests invariant 8.
 func checkRequests(s *State) error {
-	for _, r := range all(s.requests) {
+	for r := range s.requests.rows() {
 		if in, ok := s.Intent(r.Intent); r.Intent != "" && (!ok || in.KeepUntil < r.ExpiresAt) {
 			return fmt.Errorf("request %q of %s outlives intent %s", r.Key, r.Org, r.Intent)
 		}
@@ -196,7 +194,7 @@ func checkReferences(s *State) error {
 		}
 		return nil
 	}
-	for _, sb := range all(s.sandboxes) {
+	for sb := range s.sandboxes.rows() {
 		if err := exists("sandbox "+string(sb.ID), sb.Org, sb.Owner, sb.Template); err != nil {
 			return err
 		}
@@ -204,12 +202,12 @@ func checkReferences(s *State) error {
 			return fmt.Errorf("sandbox %s refers to snapshot %q", sb.ID, sb.Snapshot)
 		}
 	}
-	for _, sn := range all(s.snapshots) {
+	for sn := range s.snapshots.rows() {
 		if err := exists("snapshot "+string(sn.ID), sn.Org, sn.Owner, sn.Template); err != nil {
 			return err
 		}
 	}
-	for _, k := range all(s.keys) {
+	for k := range s.keys.rows() {
 		if _, ok := s.Org(k.Org); !ok {
 			return fmt.Errorf("key %s refers to organization %q", k.ID, k.Org)
 		}
@@ -217,22 +215,52 @@ func checkReferences(s *State) error {
 	return nil
 }
 
-func each[T any](t *iradix.Tree[T], do func(T)) {
-	for _, v := range all(t) {
-		do(v)
+// checkNodes tests invariant 10.
+func checkNodes(s *State) error {
+	for n := range s.nodes.rows() {
+		if open := s.OpenIntents(n.ID); len(open) > 0 && (n.Lost() || n.Removed()) {
+			return fmt.Errorf("node %s, lost at %d, removed at %d, has open intent %s", n.ID, n.LostAt, n.RemovedAt, open[0].ID)
+		}
+		if n.Removed() && len(s.SandboxesOn(n.ID))+len(s.SnapshotsOn(n.ID)) > 0 {
+			return fmt.Errorf("node %s was removed and holds something", n.ID)
+		}
+	}
+	return nil
+}
+
+func snapshotKey(sn *Snapshot) string { return string(sn.ID) }
+func sandboxKey(sb *Sandbox) string   { return string(sb.ID) }
+
+// sameRows compares two indexes that lead to rows, and makes sure that the rows are those of the table.
+func sameRows[T any](name string, got, want, table *tree[T], id func(*T) string) error {
+	for row := range got.rows() {
+		if table.ref([]byte(id(row))) != row {
+			return fmt.Errorf("index %s has a row %s that is not the table's", name, id(row))
+		}
+	}
+	return sameBy(name, got, want, func(a, b *T) bool { return id(a) == id(b) })
+}
+
+func each[T any](t *tree[T], do func(T)) {
+	for v := range t.rows() {
+		do(*v)
 	}
 }
 
 // same compares two indexes, entry by entry.
-func same[T comparable](name string, got, want *iradix.Tree[T]) error {
-	a, b := got.Root().Iterator(), want.Root().Iterator()
+func same[T comparable](name string, got, want *tree[T]) error {
+	return sameBy(name, got, want, func(a, b *T) bool { return *a == *b })
+}
+
+func sameBy[T any](name string, got, want *tree[T], equal func(a, b *T) bool) error {
+	a, b := got.cursor(0), want.cursor(0)
 	for {
-		ka, va, oka := a.Next()
-		kb, vb, okb := b.Next()
+		ka, va, oka := a.next()
+		kb, vb, okb := b.next()
 		if !oka && !okb {
 			return nil
 		}
-		if oka != okb || !bytes.Equal(ka, kb) || va != vb {
+		if oka != okb || ka != kb || !equal(va, vb) {
 			return fmt.Errorf("index %s has %q → %v where the tables imply %q → %v", name, ka, va, kb, vb)
 		}
 	}

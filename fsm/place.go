@@ -1,17 +1,21 @@
 package fsm
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
 
-// place chooses the owner of a new sandbox: among the nodes that are not drained and have room for the whole of need,
-// the one with the most free memory, and of equals the one with the smallest ID.
-func (s *State) place(need Capacity) (NodeID, *Error) {
+// place chooses the owner of a new sandbox: among the nodes that can take it (see unfit) and have room for the whole of
+// need, the one with the most free memory, and of equals the one with the smallest ID. template is the digest of the
+// image that it boots from.
+func (s *State) place(need Capacity, template string) (NodeID, *Error) {
 	var best, freest Node
 	var bestFree, freestFree Capacity
-	nodes, drained := 0, 0
-	for _, n := range s.Nodes() {
-		nodes++
-		if n.Drained {
-			drained++
+	nodes := s.Nodes()
+	var out unfitCounts
+	for _, n := range nodes {
+		if out.count(n.unfit(template)) {
 			continue
 		}
 		free := s.free(n)
@@ -25,22 +29,66 @@ func (s *State) place(need Capacity) (NodeID, *Error) {
 	switch {
 	case best.ID != "":
 		return best.ID, nil
-	case nodes == 0:
+	case len(nodes) == 0:
 		return "", Errorf(KindUnavailable, "no node is registered yet")
 	case freest.ID == "":
-		return "", Errorf(KindUnavailable, "no node takes sandboxes: %d of %d are drained", drained, nodes)
+		return "", Errorf(KindUnavailable, "no node takes sandboxes: of %d nodes%s", len(nodes), out)
 	}
-	return "", Errorf(KindUnavailable, "no node has room for %s; the freest of %d, %s, has %s",
-		need, nodes-drained, freest.label(), freestFree)
+	return "", Errorf(KindUnavailable, "no node has room for %s; the freest of %d, %s, has %s%s",
+		need, len(nodes)-out.total(), freest.label(), freestFree, out)
+}
+
+// unfit is why a node takes no sandbox of a template, whatever room it has; empty: it does.
+func (n Node) unfit(template string) string {
+	switch {
+	case n.RegisteredAt == 0:
+		return "not registered"
+	case n.Lost():
+		return "lost"
+	case n.Drained:
+		return "drained"
+	case len(n.Templates) > 0 && !slices.Contains(n.Templates, template):
+		return "without the template"
+	}
+	return ""
+}
+
+// unfitCounts counts nodes by why they are unfit, in the order in which they are told.
+type unfitCounts [4]int
+
+var unfitReasons = [4]string{"lost", "drained", "without the template", "not registered"}
+
+// count notes a reason and says whether it is one.
+func (c *unfitCounts) count(reason string) bool {
+	i := slices.Index(unfitReasons[:], reason)
+	if i >= 0 {
+		c[i]++
+	}
+	return i >= 0
+}
+
+func (c *unfitCounts) total() int { return c[0] + c[1] + c[2] + c[3] }
+
+// String tells of the nodes that were passed over, as the end of a sentence.
+func (c unfitCounts) String() string {
+	var out strings.Builder
+	for i, n := range c {
+		if n > 0 {
+			fmt.Fprintf(&out, ", %d %s", n, unfitReasons[i])
+		}
+	}
+	return out.String()
 }
 
 // placeOn checks that a certain node takes a new sandbox, for one whose data only that node holds.
 func (s *State) placeOn(id NodeID, need Capacity) *Error {
 	n, ok := s.Node(id)
-	if !ok {
+	switch {
+	case !ok:
 		return Errorf(KindUnavailable, "node %s, which holds the data, is not known", id)
-	}
-	if n.Drained {
+	case n.Lost():
+		return Errorf(KindUnavailable, "node %s, which holds the data, does not answer", n.label())
+	case n.Drained:
 		return Errorf(KindUnavailable, "node %s, which holds the data, is drained", n.label())
 	}
 	if free := s.free(n); !fits(need, free) {

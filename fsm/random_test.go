@@ -132,7 +132,7 @@ func (g *script) snapshotIn(s *State) SnapshotID {
 // next makes the next command for a state.
 func (g *script) next(s *State) Command {
 	g.now += Time(1e9 * pick(g, 0, 1, 1, 20, 300, -2))
-	switch g.choose(26) {
+	switch g.choose(27) {
 	case 0:
 		return PutOrg{Now: g.now, Org: Org{
 			ID: g.org(), Name: pick(g, "alpha", "beta", "gamma"),
@@ -186,7 +186,13 @@ func (g *script) next(s *State) Command {
 	case 19, 20:
 		return g.setPolicy(s)
 	case 21:
+		if g.choose(4) == 0 {
+			limit := g.choose(12)
+			return SetOrgLimits{Now: g.now, Org: g.org(), MaxSandboxes: pick(g, nil, &limit), MaxSnapshots: pick(g, nil, &limit)}
+		}
 		return g.reseal(s)
+	case 25:
+		return g.aboutNodes(s)
 	default:
 		g.now += pick(g, Time(0), 0, 0, 0, 0, 0, 0, 0, 0, 3600e9, RequestRetention/2)
 		return Tick{Now: g.now, IntentIDs: []IntentID{g.intent(), g.intent()}}
@@ -201,6 +207,21 @@ func (g *script) stopped(s *State) Command {
 		c.Sandbox, c.Owner, c.Epoch = sb.ID, sb.Owner, sb.Epoch-uint64(g.choose(8)/7)
 	}
 	return c
+}
+
+// aboutNodes is mostly the leader's opinion of a node, as of now.
+func (g *script) aboutNodes(s *State) Command {
+	id := g.node()
+	n, _ := s.Node(id)
+	switch g.choose(8) {
+	case 0:
+		return DrainNode{Now: g.now, Node: id, Drained: g.choose(2) == 0}
+	case 1:
+		return PutMember{Now: g.now, Node: pick(g, id, "node-3"), Name: pick(g, "x", ""), Addr: pick(g, "a:1", "b:1")}
+	case 2:
+		return RemoveNode{Now: g.now, Node: pick(g, NodeID("node-3"), "node-3", "node-4", "node-2"), Force: g.choose(4) == 0}
+	}
+	return MarkNode{Now: g.now, Node: id, Lost: g.choose(5) == 0, Epoch: n.Epoch - uint64(g.choose(8)/7)}
 }
 
 // complete mostly completes an intent that is open.
@@ -271,8 +292,8 @@ func TestRandomCommands(t *testing.T) {
 // TestFixedScripts runs scripts under seeds that are known to get everywhere, and requires that they still do.
 func TestFixedScripts(t *testing.T) {
 	reached := map[string]int{}
-	for i := range uint64(6) {
-		testScript(t, 2, i, reached)
+	for i := range uint64(10) {
+		testScript(t, 3, i, reached)
 	}
 	for _, want := range []string{
 		"intent create done", "intent create failed", "intent restore done", "intent restore failed",
@@ -280,6 +301,7 @@ func TestFixedScripts(t *testing.T) {
 		"intent delete-snapshot done", "intent delete-snapshot failed", "replayed",
 		"intent set-policy open", "intent set-policy done", "intent set-policy failed", "stopped under a new policy",
 		"fell back", "resealed sandbox", "resealed snapshot", "resealed intent",
+		"superseded", "gone at once",
 	} {
 		require.NotZero(t, reached[want], "the scripts are too tame: %q never happened; got %v", want,
 			slices.Sorted(maps.Keys(reached)))
@@ -329,6 +351,12 @@ func runScript(tb testing.TB, g *script, n int, reached map[string]int) (*State,
 		epochs = checkStep(tb, next, epochs)
 		if res.Replayed {
 			reached["replayed"]++
+		}
+		if m, ok := cmd.(MarkNode); ok && m.Lost && res.Err == nil && len(s.OpenIntents(m.Node)) > 0 {
+			reached["superseded"]++
+		}
+		if _, completes := cmd.(Complete); !completes && res.Intent.State == IntentDone && !res.Replayed {
+			reached["gone at once"]++
 		}
 		if res.Intent.State != "" && res.Err == nil {
 			reached[fmt.Sprintf("intent %s %s", res.Intent.Kind, res.Intent.State)]++
@@ -392,7 +420,7 @@ func FuzzDecode(f *testing.F) {
 		f.Add(b)
 	}
 	var full bytes.Buffer
-	b, err := os.ReadFile("testdata/state-1-policy.golden")
+	b, err := os.ReadFile("testdata/state-2.golden")
 	require.NoError(f, err)
 	full.Write(b)
 	state, err := Read(&full)
@@ -425,7 +453,7 @@ func FuzzRead(f *testing.F) {
 	require.NoError(f, err)
 	f.Add(b)
 	f.Add(b[:len(b)/2])
-	b, err = os.ReadFile("testdata/state-1-policy.golden")
+	b, err = os.ReadFile("testdata/state-2.golden")
 	require.NoError(f, err)
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {

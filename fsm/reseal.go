@@ -5,10 +5,10 @@ import (
 	"slices"
 )
 
-// Reseal puts values that were sealed anew, under another key, in the place of the ones before, in one sandbox, snapshot
-// or open intent. It is a compare-and-swap: refused as a conflict, with nothing changed, unless every value that it names
-// is still there. So it may be repeated, and never undoes a change that was made meanwhile. What the values mean stays
-// the same, which only the proposer can know.
+// Reseal puts values that were sealed anew, under another key, in the place of the ones before, in one sandbox,
+// snapshot or open intent. It is a compare-and-swap: refused as a conflict, with nothing changed, unless every value
+// that it names is still there. So it may be repeated, and never undoes a change that was made meanwhile. What the
+// values mean stays the same, which only the proposer can know.
 type Reseal struct {
 	Now      Time        `codec:"now"`
 	Sandbox  SandboxID   `codec:"sb,omitempty"` // exactly one of these three
@@ -50,14 +50,14 @@ func (s *State) Sealed() []Sealed {
 			out = append(out, v)
 		}
 	}
-	for _, sb := range all(s.sandboxes) {
+	for sb := range s.sandboxes.rows() {
 		add(Sealed{Org: sb.Org, Sandbox: sb.ID, Policy: sb.NetworkPolicy, CA: sb.CA})
 	}
-	for _, sn := range all(s.snapshots) {
+	for sn := range s.snapshots.rows() {
 		add(Sealed{Org: sn.Org, Snapshot: sn.ID, Policy: sn.NetworkPolicy, CA: sn.CA})
 	}
-	for _, id := range all(s.openIntents) {
-		in, _ := s.Intent(id)
+	for id := range s.openIntents.rows() {
+		in, _ := s.Intent(*id)
 		add(Sealed{Org: in.Org, Intent: in.ID, Policy: in.NetworkPolicy})
 	}
 	return out

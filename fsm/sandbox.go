@@ -23,7 +23,7 @@ func (d *draft) createSandbox(c CreateSandbox) (Intent, *Error) {
 	if err := d.roomForSandbox(c.Org, c.Sandbox, c.Intent); err != nil {
 		return Intent{}, err
 	}
-	owner, err := d.place(Capacity{VCPU: c.VCPU, MemoryMiB: c.MemoryMiB, DiskMiB: c.DiskMiB})
+	owner, err := d.place(Capacity{VCPU: c.VCPU, MemoryMiB: c.MemoryMiB, DiskMiB: c.DiskMiB}, t.Digest)
 	if err != nil {
 		return Intent{}, err
 	}
@@ -122,15 +122,15 @@ func (d *draft) deleteSandbox(c DeleteSandbox) (Intent, *Error) {
 	return d.openDelete(c.Now, c.Intent, sb), nil
 }
 
-// openDelete opens a delete intent on a deletable sandbox.
+// openDelete opens a delete intent on a deletable sandbox. One whose owner is lost is gone at once.
 func (d *draft) openDelete(now Time, id IntentID, sb Sandbox) Intent {
 	sb.setState(now, SandboxDeleting, "")
 	sb.Epoch++
 	sb.Intent = id
 	d.putSandbox(sb)
-	return d.openIntent(now, Request{}, Intent{
+	return d.openOn(now, d.openIntent(now, Request{}, Intent{
 		ID: id, Kind: IntentDelete, Org: sb.Org, Sandbox: sb.ID, Owner: sb.Owner, Epoch: sb.Epoch,
-	})
+	}))
 }
 
 func (d *draft) applyReportStopped(c ReportStopped) *Error {

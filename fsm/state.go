@@ -3,39 +3,38 @@ package fsm
 import (
 	"encoding/binary"
 	"iter"
-
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
+	"slices"
 )
 
 // State is one immutable state of the machine. The zero State is not usable; see New and Read.
 type State struct {
 	// Tables: what WriteTo keeps.
-	orgs      *iradix.Tree[Org]           // id
-	keys      *iradix.Tree[APIKey]        // id
-	nodes     *iradix.Tree[Node]          // id
-	templates *iradix.Tree[Template]      // id
-	sandboxes *iradix.Tree[Sandbox]       // id
-	snapshots *iradix.Tree[Snapshot]      // id
-	intents   *iradix.Tree[Intent]        // id
-	requests  *iradix.Tree[RequestRecord] // org, key
+	orgs      *tree[Org]           // id
+	keys      *tree[APIKey]        // id
+	nodes     *tree[Node]          // id
+	templates *tree[Template]      // id
+	sandboxes *tree[Sandbox]       // id
+	snapshots *tree[Snapshot]      // id
+	intents   *tree[Intent]        // id
+	requests  *tree[RequestRecord] // org, key
 
 	// Indexes: implied by the tables.
-	orgNames          *iradix.Tree[OrgID]      // name
-	keyHashes         *iradix.Tree[KeyID]      // hash
-	orgKeys           *iradix.Tree[KeyID]      // org, id
-	templateNames     *iradix.Tree[TemplateID] // org or nothing, name
-	orgSandboxes      *iradix.Tree[SandboxID]  // org, creation, id
-	nodeSandboxes     *iradix.Tree[SandboxID]  // owner, id
-	snapshotSandboxes *iradix.Tree[SandboxID]  // snapshot restored from, id
-	sandboxTimeouts   *iradix.Tree[SandboxID]  // TimeoutAt, id; only what may be deleted: running or stopped
-	snapshotNames     *iradix.Tree[SnapshotID] // org, name
-	orgSnapshots      *iradix.Tree[SnapshotID] // org, creation, id
-	nodeSnapshots     *iradix.Tree[SnapshotID] // owner, id
-	openIntents       *iradix.Tree[IntentID]   // owner, creation, id
-	closedIntents     *iradix.Tree[IntentID]   // KeepUntil, id
-	requestExpiries   *iradix.Tree[requestKey] // ExpiresAt, org, key
-	nodeUse           *iradix.Tree[Capacity]   // node; absent when nothing is used
-	orgCounts         *iradix.Tree[counts]     // org; absent when it has nothing
+	orgNames          *tree[OrgID]      // name
+	keyHashes         *tree[KeyID]      // hash
+	orgKeys           *tree[KeyID]      // org, id
+	templateNames     *tree[TemplateID] // org or nothing, name
+	orgSandboxes      *tree[Sandbox]    // org, creation, id; the rows of the table
+	nodeSandboxes     *tree[SandboxID]  // owner, id
+	snapshotSandboxes *tree[SandboxID]  // snapshot restored from, id
+	sandboxTimeouts   *tree[SandboxID]  // TimeoutAt, id; only what may be deleted: running or stopped
+	snapshotNames     *tree[SnapshotID] // org, name
+	readySnapshots    *tree[Snapshot]   // org, creation, id; the rows of the table that are ready
+	nodeSnapshots     *tree[SnapshotID] // owner, id
+	openIntents       *tree[IntentID]   // owner, creation, id
+	closedIntents     *tree[IntentID]   // KeepUntil, id
+	requestExpiries   *tree[requestKey] // ExpiresAt, org, key
+	nodeUse           *tree[Capacity]   // node; absent when nothing is used
+	orgCounts         *tree[counts]     // org; absent when it has nothing
 }
 
 // requestKey is the identity of a RequestRecord.
@@ -50,16 +49,16 @@ type counts struct{ sandboxes, snapshots int }
 // New gives the state before the first command.
 func New() *State {
 	return &State{
-		orgs: iradix.New[Org](), keys: iradix.New[APIKey](), nodes: iradix.New[Node](),
-		templates: iradix.New[Template](), sandboxes: iradix.New[Sandbox](), snapshots: iradix.New[Snapshot](),
-		intents: iradix.New[Intent](), requests: iradix.New[RequestRecord](),
-		orgNames: iradix.New[OrgID](), keyHashes: iradix.New[KeyID](), orgKeys: iradix.New[KeyID](),
-		templateNames: iradix.New[TemplateID](), orgSandboxes: iradix.New[SandboxID](),
-		nodeSandboxes: iradix.New[SandboxID](), snapshotSandboxes: iradix.New[SandboxID](),
-		sandboxTimeouts: iradix.New[SandboxID](), snapshotNames: iradix.New[SnapshotID](),
-		orgSnapshots: iradix.New[SnapshotID](), nodeSnapshots: iradix.New[SnapshotID](),
-		openIntents: iradix.New[IntentID](), closedIntents: iradix.New[IntentID](),
-		requestExpiries: iradix.New[requestKey](), nodeUse: iradix.New[Capacity](), orgCounts: iradix.New[counts](),
+		orgs: newTree[Org](), keys: newTree[APIKey](), nodes: newTree[Node](),
+		templates: newTree[Template](), sandboxes: newTree[Sandbox](), snapshots: newTree[Snapshot](),
+		intents: newTree[Intent](), requests: newTree[RequestRecord](),
+		orgNames: newTree[OrgID](), keyHashes: newTree[KeyID](), orgKeys: newTree[KeyID](),
+		templateNames: newTree[TemplateID](), orgSandboxes: newTree[Sandbox](),
+		nodeSandboxes: newTree[SandboxID](), snapshotSandboxes: newTree[SandboxID](),
+		sandboxTimeouts: newTree[SandboxID](), snapshotNames: newTree[SnapshotID](),
+		readySnapshots: newTree[Snapshot](), nodeSnapshots: newTree[SnapshotID](),
+		openIntents: newTree[IntentID](), closedIntents: newTree[IntentID](),
+		requestExpiries: newTree[requestKey](), nodeUse: newTree[Capacity](), orgCounts: newTree[counts](),
 	}
 }
 
@@ -93,11 +92,13 @@ func (s *State) KeyByHash(hash [32]byte) (APIKey, bool) {
 // Keys gives the keys of an organization, good and revoked, by ID.
 func (s *State) Keys(org OrgID) []APIKey { return follow(s.orgKeys, joined(string(org), ""), s.Key) }
 
-// Node gives a node.
+// Node gives a node, also one that was removed.
 func (s *State) Node(id NodeID) (Node, bool) { return s.nodes.Get([]byte(id)) }
 
-// Nodes gives every node, by ID.
-func (s *State) Nodes() []Node { return all(s.nodes) }
+// Nodes gives the nodes of the cluster, by ID: registered or not, but none that was removed.
+func (s *State) Nodes() []Node {
+	return slices.DeleteFunc(all(s.nodes), Node.Removed)
+}
 
 // Used gives what a node holds, against its Capacity: the virtual CPUs and memory of its sandboxes that are not
 // stopped, the disk of all its sandboxes, and what its snapshots have stored. A snapshot that is creating counts
@@ -134,11 +135,6 @@ func (s *State) Templates(org OrgID) []Template {
 // Sandbox gives a sandbox of any organization: the caller compares Org.
 func (s *State) Sandbox(id SandboxID) (Sandbox, bool) { return s.sandboxes.Get([]byte(id)) }
 
-// Sandboxes gives the sandboxes of an organization in every state, oldest first.
-func (s *State) Sandboxes(org OrgID) iter.Seq[Sandbox] {
-	return followSeq(s.orgSandboxes, joined(string(org), ""), s.Sandbox)
-}
-
 // SandboxesOn gives the sandboxes that a node owns, in every state, by ID.
 func (s *State) SandboxesOn(node NodeID) []Sandbox {
 	return follow(s.nodeSandboxes, joined(string(node), ""), s.Sandbox)
@@ -154,11 +150,6 @@ func (s *State) SnapshotByName(org OrgID, name string) (Snapshot, bool) {
 		return Snapshot{}, false
 	}
 	return s.Snapshot(id)
-}
-
-// Snapshots gives the snapshots of an organization in every state, oldest first.
-func (s *State) Snapshots(org OrgID) iter.Seq[Snapshot] {
-	return followSeq(s.orgSnapshots, joined(string(org), ""), s.Snapshot)
 }
 
 // SnapshotsOn gives the snapshots whose data a node holds, in every state, by ID.
@@ -180,29 +171,27 @@ func (s *State) Request(org OrgID, key string) (RequestRecord, bool) {
 }
 
 // all gives the values of a table in the order of its keys.
-func all[T any](t *iradix.Tree[T]) []T {
+func all[T any](t *tree[T]) []T {
 	out := make([]T, 0, t.Len())
-	it := t.Root().Iterator()
-	for _, v, ok := it.Next(); ok; _, v, ok = it.Next() {
-		out = append(out, v)
+	for v := range t.rows() {
+		out = append(out, *v)
 	}
 	return out
 }
 
 // followSeq gives what the entries of an index under a prefix lead to, in the order of the index.
-func followSeq[ID, T any](index *iradix.Tree[ID], prefix []byte, get func(ID) (T, bool)) iter.Seq[T] {
+func followSeq[ID, T any](index *tree[ID], prefix []byte, get func(ID) (T, bool)) iter.Seq[T] {
 	return func(yield func(T) bool) {
-		it := index.Root().Iterator()
-		it.SeekPrefix(prefix)
-		for _, id, ok := it.Next(); ok; _, id, ok = it.Next() {
-			if v, found := get(id); found && !yield(v) {
+		c := index.from(prefix)
+		for _, id, ok := c.next(); ok; _, id, ok = c.next() {
+			if v, found := get(*id); found && !yield(v) {
 				return
 			}
 		}
 	}
 }
 
-func follow[ID, T any](index *iradix.Tree[ID], prefix []byte, get func(ID) (T, bool)) []T {
+func follow[ID, T any](index *tree[ID], prefix []byte, get func(ID) (T, bool)) []T {
 	var out []T
 	for v := range followSeq(index, prefix, get) {
 		out = append(out, v)

@@ -10,7 +10,7 @@ import (
 	"hash"
 	"io"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
+	"github.com/hashicorp/go-msgpack/v2/codec"
 )
 
 // The stream of a state is streamMagic, then a frame for each row of each table (the table's tag, the length of the
@@ -35,12 +35,16 @@ const (
 // each is made from commands of at most MaxCommandBytes.
 const maxRowBytes = 16 << 20
 
+// ErrUnknownState says that a stream is whole and has something that this program does not know: a newer one wrote it.
+// A node that is given it must stop, for to go on without is to diverge.
+var ErrUnknownState = errors.New("unknown state")
+
 // errDamaged says that a stream is not one that WriteTo wrote.
 var errDamaged = errors.New("damaged state stream")
 
 // WriteTo writes the whole state. It implements io.WriterTo.
 func (s *State) WriteTo(w io.Writer) (int64, error) {
-	sw := &streamWriter{w: bufio.NewWriterSize(w, 64<<10), sum: sha256.New()}
+	sw := &streamWriter{w: bufio.NewWriterSize(w, 256<<10), sum: sha256.New(), enc: codec.NewEncoderBytes(nil, handle)}
 	sw.write(streamMagic)
 	writeTable(sw, tagOrg, s.orgs)
 	writeTable(sw, tagKey, s.keys)
@@ -71,12 +75,14 @@ func (s *State) Digest() [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
-// streamWriter counts, hashes and keeps the first error.
+// streamWriter encodes, counts, hashes and keeps the first error.
 type streamWriter struct {
-	w   *bufio.Writer
-	sum hash.Hash
-	n   int64
-	err error
+	enc       *codec.Encoder
+	head, row []byte
+	w         *bufio.Writer
+	sum       hash.Hash
+	n         int64
+	err       error
 }
 
 func (sw *streamWriter) write(b []byte) {
@@ -89,16 +95,18 @@ func (sw *streamWriter) write(b []byte) {
 	sw.err = err
 }
 
-func writeTable[T any](sw *streamWriter, tag byte, t *iradix.Tree[T]) {
-	it := t.Root().Iterator()
-	for _, v, ok := it.Next(); ok && sw.err == nil; _, v, ok = it.Next() {
-		row, err := marshal(v)
-		if err != nil {
-			sw.err = err
+func writeTable[T any](sw *streamWriter, tag byte, t *tree[T]) {
+	for v := range t.rows() {
+		if sw.err != nil {
 			return
 		}
-		sw.write(binary.AppendUvarint([]byte{tag}, uint64(len(row))))
-		sw.write(row)
+		sw.enc.ResetBytes(&sw.row)
+		if sw.err = sw.enc.Encode(v); sw.err != nil {
+			return
+		}
+		sw.head = binary.AppendUvarint(append(sw.head[:0], tag), uint64(len(sw.row)))
+		sw.write(sw.head)
+		sw.write(sw.row)
 	}
 }
 
@@ -113,15 +121,19 @@ func Read(r io.Reader) (*State, error) {
 }
 
 func readStream(r io.Reader) (*State, error) {
-	sr := &streamReader{r: bufio.NewReaderSize(r, 64<<10), sum: sha256.New()}
+	sr := &streamReader{r: bufio.NewReaderSize(r, 256<<10), sum: sha256.New()}
 	magic := make([]byte, len(streamMagic))
 	if err := sr.fill(magic); err != nil {
 		return nil, err
 	}
+	if kind := streamMagic[:len(streamMagic)-len("1\n")]; bytes.HasPrefix(magic, kind) && !bytes.Equal(magic, streamMagic) {
+		return nil, fmt.Errorf("%w: version %q", ErrUnknownState, bytes.TrimSpace(magic[len(kind):]))
+	}
 	if !bytes.Equal(magic, streamMagic) {
 		return nil, fmt.Errorf("%w: it does not begin as a state of this version", errDamaged)
 	}
-	d, last := New().draft(), tagEnd
+	l, last := newLoader(), tagEnd
+	var unknown error // the first; whether it is a newer program's or damage is known at the end
 	for {
 		tag, err := sr.ReadByte()
 		if err != nil {
@@ -138,58 +150,32 @@ func readStream(r io.Reader) (*State, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := d.readRow(tag, row); err != nil {
-			return nil, fmt.Errorf("table %d: %w", tag, err)
+		if unknown == nil {
+			unknown = l.row(tag, row)
 		}
 	}
 	if err := sr.end(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, unknown)
 	}
-	return &d.State, nil
-}
-
-// readRow puts one row; its indexes follow from it.
-func (d *draft) readRow(tag byte, row []byte) error {
-	switch tag {
-	case tagOrg:
-		return readAs(row, d.putOrg)
-	case tagKey:
-		return readAs(row, d.putKey)
-	case tagNode:
-		return readAs(row, d.putNode)
-	case tagTemplate:
-		return readAs(row, d.putTemplate)
-	case tagSandbox:
-		return readAs(row, d.putSandbox)
-	case tagSnapshot:
-		return readAs(row, d.putSnapshot)
-	case tagIntent:
-		return readAs(row, d.putIntent)
-	case tagRequest:
-		return readAs(row, d.putRequest)
+	if unknown != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnknownState, unknown)
 	}
-	return fmt.Errorf("%w: no such table", errDamaged)
-}
-
-func readAs[T any](row []byte, put func(T)) error {
-	var v T
-	if err := unmarshal(row, &v); err != nil {
-		return err
-	}
-	put(v)
-	return nil
+	return l.state()
 }
 
 // streamReader hashes what it reads. It implements io.ByteReader for the varints.
 type streamReader struct {
 	r   *bufio.Reader
 	sum hash.Hash
+	one [1]byte
+	buf []byte
 }
 
 func (sr *streamReader) ReadByte() (byte, error) {
 	b, err := sr.r.ReadByte()
 	if err == nil {
-		sr.sum.Write([]byte{b})
+		sr.one[0] = b
+		sr.sum.Write(sr.one[:])
 	}
 	return b, err
 }
@@ -202,6 +188,7 @@ func (sr *streamReader) fill(b []byte) error {
 	return nil
 }
 
+// row gives the next row, in bytes that are good until the one after.
 func (sr *streamReader) row() ([]byte, error) {
 	n, err := binary.ReadUvarint(sr)
 	if err != nil {
@@ -210,7 +197,10 @@ func (sr *streamReader) row() ([]byte, error) {
 	if n > maxRowBytes {
 		return nil, fmt.Errorf("%w: a row of %d bytes", errDamaged, n)
 	}
-	row := make([]byte, n)
+	if uint64(cap(sr.buf)) < n {
+		sr.buf = make([]byte, n)
+	}
+	row := sr.buf[:n]
 	return row, sr.fill(row)
 }
 

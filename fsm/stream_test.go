@@ -15,7 +15,7 @@ import (
 func fullWorld(t *testing.T) *world {
 	w := newWorld(t)
 	w.ok(RegisterNode{Now: w.now, Node: Node{
-		ID: "node-2", Name: "second", Capacity: Capacity{VCPU: 64, MemoryMiB: 1 << 20, DiskMiB: 1 << 20},
+		ID: "node-2", Name: "second", Level: Level, Capacity: Capacity{VCPU: 64, MemoryMiB: 1 << 20, DiskMiB: 1 << 20},
 	}})
 	keyed := w.create("sbx-1")
 	keyed.Request = Request{Key: "k1", BodyHash: [32]byte{1}}
@@ -68,32 +68,34 @@ func TestStreamRoundTrip(t *testing.T) {
 	require.Equal(t, w.s.Digest(), next.s.Digest())
 }
 
-// TestGoldenState reads states that this and earlier versions wrote: later versions must read them, too. The first is of
-// a version without network policies in force.
+// TestGoldenState reads the states that this version and every older one wrote: later versions must read them, too, and
+// write them as they were. The newest is what is written now; whoever changes the format leaves it as it is and adds the
+// next.
 func TestGoldenState(t *testing.T) {
-	old, err := os.ReadFile(filepath.Join("testdata", "state-1.golden"))
-	require.NoError(t, err)
-	s, err := Read(bytes.NewReader(old))
-	require.NoError(t, err)
-	require.NoError(t, s.Check())
-	var again bytes.Buffer
-	_, err = s.WriteTo(&again)
-	require.NoError(t, err)
-	require.True(t, bytes.Equal(old, again.Bytes()), "reading and writing changes nothing")
-
-	path := filepath.Join("testdata", "state-1-policy.golden")
 	var buf bytes.Buffer
-	_, err = fullWorld(t).s.WriteTo(&buf)
+	_, err := fullWorld(t).s.WriteTo(&buf)
 	require.NoError(t, err)
+	newest := filepath.Join("testdata", "state-2.golden")
 	if *rewrite {
-		require.NoError(t, os.WriteFile(path, buf.Bytes(), 0o644))
+		require.NoError(t, os.WriteFile(newest, buf.Bytes(), 0o644))
 	}
-	want, err := os.ReadFile(path)
+	goldens, err := filepath.Glob(filepath.Join("testdata", "state-*.golden"))
 	require.NoError(t, err)
-	require.True(t, bytes.Equal(want, buf.Bytes()), "the format changed: give it a new version and go on reading this")
-	s, err = Read(bytes.NewReader(want))
-	require.NoError(t, err)
-	require.NoError(t, s.Check())
+	require.GreaterOrEqual(t, len(goldens), 2)
+	for _, path := range goldens {
+		want, err := os.ReadFile(path)
+		require.NoError(t, err)
+		s, err := Read(bytes.NewReader(want))
+		require.NoError(t, err, path)
+		require.NoError(t, s.Check(), path)
+		var again bytes.Buffer
+		_, err = s.WriteTo(&again)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(want, again.Bytes()), "%s: reading and writing changes nothing", path)
+		if path == newest {
+			require.True(t, bytes.Equal(want, buf.Bytes()), "the format changed: add a file, and go on reading this")
+		}
+	}
 }
 
 func TestReadRejects(t *testing.T) {

@@ -3,14 +3,16 @@ package fsm
 import (
 	"encoding/binary"
 	"slices"
-
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
 )
+
+// maxTickRows bounds how many rows of a table one Tick drops: what comes after it in the log must not wait for long. The
+// next Tick goes on.
+const maxTickRows = 5000
 
 // Due says what a Tick at now would do: how many sandboxes are beyond their timeout, which is how many IntentIDs it
 // wants, and whether anything at all is due. A cluster where nothing is due needs no Tick.
 func (s *State) Due(now Time) (expired int, due bool) {
-	expired = len(dueBy(s.sandboxTimeouts, now))
+	expired = countDue(s.sandboxTimeouts, now)
 	return expired, expired > 0 || anyDue(s.closedIntents, now) || anyDue(s.requestExpiries, now)
 }
 
@@ -20,7 +22,7 @@ func (d *draft) applyTick(c Tick) *Error {
 	if p.err != nil {
 		return p.err
 	}
-	expired := dueBy(d.sandboxTimeouts, c.Now)
+	expired := dueBy(d.sandboxTimeouts, c.Now, d.sandboxTimeouts.Len())
 	slices.Sort(expired)
 	ids := c.IntentIDs
 	for _, sandbox := range expired {
@@ -31,11 +33,15 @@ func (d *draft) applyTick(c Tick) *Error {
 		sb, _ := d.Sandbox(sandbox)
 		d.openDelete(c.Now, id, sb)
 	}
-	for _, key := range dueBy(d.requestExpiries, c.Now) {
+	records := dueBy(d.requestExpiries, c.Now, maxTickRows)
+	for _, key := range records {
 		d.dropRequest(key)
 	}
-	for _, id := range dueBy(d.closedIntents, c.Now) {
-		d.dropIntent(id) // its record, where it has one, expired no later: see openIntent
+	if len(records) == maxTickRows {
+		return nil // intents stay until no record that names one can be left: see openIntent
+	}
+	for _, id := range dueBy(d.closedIntents, c.Now, maxTickRows) {
+		d.dropIntent(id)
 	}
 	return nil
 }
@@ -50,20 +56,23 @@ func (d *draft) takeIntentID(ids []IntentID) (IntentID, []IntentID) {
 	return "", nil
 }
 
-// dueBy gives the entries of an index by time that are not after now.
-func dueBy[T any](index *iradix.Tree[T], now Time) []T {
+// dueBy gives the first entries of an index by time that are not after now.
+func dueBy[T any](index *tree[T], now Time, most int) []T {
 	var out []T
-	it := index.Root().Iterator()
-	for key, v, ok := it.Next(); ok && timeOf(key) <= now; key, v, ok = it.Next() {
-		out = append(out, v)
+	c := index.cursor(0)
+	for key, v, ok := c.next(); ok && timeOf(key) <= now && len(out) < most; key, v, ok = c.next() {
+		out = append(out, *v)
 	}
 	return out
 }
 
-func anyDue[T any](index *iradix.Tree[T], now Time) bool {
-	key, _, ok := index.Root().Minimum()
+func anyDue[T any](index *tree[T], now Time) bool {
+	key, _, ok := index.cursor(0).next()
 	return ok && timeOf(key) <= now
 }
 
+// countDue counts the entries of an index by time that are not after now.
+func countDue[T any](index *tree[T], now Time) int { return index.rank(timed(now+1, "")) }
+
 // timeOf reads the time that timed put at the start of a key.
-func timeOf(key []byte) Time { return Time(binary.BigEndian.Uint64(key) ^ 1<<63) }
+func timeOf(key string) Time { return Time(binary.BigEndian.Uint64([]byte(key[:8])) ^ 1<<63) }

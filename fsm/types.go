@@ -39,6 +39,8 @@ type Org struct {
 	// MaxSandboxes and MaxSnapshots bound what the organization holds at once; 0 is no bound.
 	MaxSandboxes int `codec:"ms,omitempty"`
 	MaxSnapshots int `codec:"mn,omitempty"`
+	// MaxRequests bounds the requests a minute that each node takes from it; 0 is no bound. Each node counts for itself.
+	MaxRequests int `codec:"mr,omitempty"`
 }
 
 // APIKey is a credential of an organization. Only the SHA-256 of the secret is kept; the secret has 256 random bits, so
@@ -65,12 +67,23 @@ type Node struct {
 	Name           string   `codec:"n"`
 	APIAddr        string   `codec:"a"`
 	Capacity       Capacity `codec:"cap"`
-	VMM            string   `codec:"vm"`  // e.g. "cloud-hypervisor", "stillframe-devvmm"
-	VMMVersion     string   `codec:"vv"`  // as the VMM reports it
-	CPUFingerprint string   `codec:"cpu"` // digest of what a guest can see of the CPU
-	CloneMethod    string   `codec:"cm"`  // "reflink" or "copy": what the data folder's filesystem can do
-	Drained        bool     `codec:"dr,omitempty"`
-	RegisteredAt   Time     `codec:"r"`
+	VMM            string   `codec:"vm"`           // e.g. "cloud-hypervisor", "stillframe-devvmm"
+	VMMVersion     string   `codec:"vv"`           // as the VMM reports it
+	CPUFingerprint string   `codec:"cpu"`          // digest of what a guest can see of the CPU
+	CloneMethod    string   `codec:"cm"`           // "reflink" or "copy": what the data folder's filesystem can do
+	Level          int      `codec:"lv,omitempty"` // of its program (see Level); 0 is 1: older ones do not say
+	// Templates are the digests of the images that the node has; empty: it has not said.
+	Templates    []string `codec:"tp,omitempty"`
+	Drained      bool     `codec:"dr,omitempty"` // takes no new sandboxes
+	RegisteredAt Time     `codec:"r"`            // zero for a member that has not been here yet
+
+	// What follows is the cluster's word, not the node's: RegisterNode leaves Addr, ends LostAt and moves Epoch.
+
+	Addr      string `codec:"ra,omitempty"` // host:port for other nodes; empty: as the identity folders list it
+	LostAt    Time   `codec:"lo,omitempty"` // when the leader gave it up; zero while it is there
+	RemovedAt Time   `codec:"rm,omitempty"` // zero for a member; never goes back to zero
+	// Epoch counts what changes whether the node is there: registrations but for the first, and every MarkNode.
+	Epoch uint64 `codec:"ne,omitempty"`
 }
 
 // Template is a root filesystem from which sandboxes boot.
@@ -90,8 +103,8 @@ type NetworkPolicy struct {
 	Transforms   []Transform `codec:"t,omitempty" json:"transforms,omitempty"`
 }
 
-// Transform brokers credentials for a domain. The values of InjectHeaders are secrets: what the state holds is sealed with
-// a key that is not in it.
+// Transform brokers credentials for a domain. The values of InjectHeaders are secrets: what the state holds is sealed
+// with a key that is not in it.
 type Transform struct {
 	Domain        string            `codec:"d" json:"domain"`
 	InjectHeaders map[string]string `codec:"i,omitempty" json:"inject_headers,omitempty"`
@@ -236,8 +249,8 @@ type Intent struct {
 	State    IntentState `codec:"s"`
 	// KillAfter: a snapshot intent that, done, deletes its sandbox (by a delete intent that its completion opens).
 	KillAfter bool `codec:"ka,omitempty"`
-	// NetworkPolicy is what a set-policy intent is to put in force, and of no other kind. The values of its headers go when
-	// it is closed.
+	// NetworkPolicy is what a set-policy intent is to put in force, and of no other kind. The values of its headers go
+	// when it is closed.
 	NetworkPolicy *NetworkPolicy `codec:"np,omitempty"`
 	Error         *Error         `codec:"er,omitempty"` // set exactly when failed
 	// ResultSandbox and ResultSnapshot are copies as of the closing, so that a retry is answered the same for as long

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"regexp"
@@ -25,6 +26,8 @@ type route struct {
 	method string
 	path   string // as in OpenAPI: /v1/sandbox/{sandbox_id}
 	open   bool   // needs no API key
+	async  bool   // opens an intent, which the client may not want to wait for
+	read   bool   // only reads the state: may be asked to be stale
 	raw    bool   // the body is no JSON: it may be as long as Limits.Body
 	do     func(*call) (reply, error)
 }
@@ -40,7 +43,10 @@ type call struct {
 	id       string // request id
 	org      fsm.Org
 	key      fsm.KeyID
-	replayed bool // the answer is that of an earlier request with the same Idempotency-Key
+	async    bool        // the client wants to know only that its intent is accepted
+	stale    bool        // the client wants what this node has, however old
+	stream   io.WriterTo // the body of a successful answer that is not held in memory
+	replayed bool        // the answer is that of an earlier request with the same Idempotency-Key
 }
 
 // reply is a successful answer.
@@ -99,6 +105,13 @@ func (s *Server) run(c *call, r route) (rep reply, err error) {
 		if err := s.authenticate(c); err != nil {
 			return reply{}, err
 		}
+		if err := s.admit(c); err != nil {
+			return reply{}, err
+		}
+	}
+	c.async = r.async && prefersAsync(c.fc)
+	if err := c.consistency(r); err != nil {
+		return reply{}, err
 	}
 	if enc := c.fc.Get(fiber.HeaderContentEncoding); enc != "" && !strings.EqualFold(enc, "identity") {
 		return reply{}, failf(fsm.KindInvalid, "a body with a Content-Encoding is not accepted")
@@ -129,7 +142,9 @@ func (s *Server) answer(c *call, rep reply) {
 		c.fc.Set(headerReplayed, "true")
 	}
 	c.fc.Status(rep.status)
-	if rep.contentType != "" {
+	if c.stream != nil {
+		s.startStream(c)
+	} else if rep.contentType != "" {
 		c.fc.Set(fiber.HeaderContentType, rep.contentType)
 		c.fc.Response().SetBodyRaw(rep.body)
 	}
@@ -158,7 +173,7 @@ func (s *Server) observe(c *call, routePath string, took time.Duration, err erro
 	s.metrics.observe(c.fc.Method(), routePath, status, took)
 	attrs := []slog.Attr{
 		slog.String("request_id", c.id), slog.String("method", c.fc.Method()), slog.String("path", shortPath(c.fc.Path())),
-		slog.Int("status", status), slog.Duration("took", took), slog.Int("bytes", len(c.fc.Response().Body())),
+		slog.Int("status", status), slog.Duration("took", took), slog.Int("bytes", answerBytes(c)),
 		slog.String("remote", c.fc.Context().RemoteAddr().String()),
 	}
 	if c.org.ID != "" {
@@ -175,6 +190,14 @@ func (s *Server) observe(c *call, routePath string, took time.Duration, err erro
 		}
 	}
 	s.logger.LogAttrs(c.ctx, level, "request", attrs...)
+}
+
+// answerBytes is the length of the answer, -1 for one that is yet to be streamed.
+func answerBytes(c *call) int {
+	if c.fc.Response().IsBodyStream() {
+		return -1
+	}
+	return len(c.fc.Response().Body())
 }
 
 func shortPath(path string) string {

@@ -1,8 +1,9 @@
 // Package httpd is the HTTP door of a node: it authenticates, validates, hands what is asked to the replicated log or
 // to the guest, waits, and answers in the wire format of openapi.yaml, which it also serves.
 //
-// It may import fsm (types, commands and error kinds) and netpolicy/policy (what a policy may say). It owns the interfaces
-// Log, Guests, Policies and Secrets through which it reaches everything else, and imports no other package of this module.
+// It may import fsm (types, commands and error kinds) and netpolicy/policy (what a policy may say). It owns the
+// interfaces Log, Guests, Policies and Secrets through which it reaches everything else, and imports no other package
+// of this module.
 //
 // # Invariants
 //
@@ -19,13 +20,14 @@
 //
 // # Guarantees
 //
-// An Idempotency-Key makes a POST or PUT safe to repeat: the same key with the same request gives the same answer and one
-// effect; with another request it gives a conflict. A request whose outcome is not known is answered as such (503),
-// never as failed.
+// An Idempotency-Key makes a POST or PUT safe to repeat: the same key with the same request gives the same answer and
+// one effect; with another request it gives a conflict. A request whose outcome is not known is answered as such
+// (503), never as failed.
 //
 // # Not guaranteed
 //
 // A request goes on when its client hangs up: it ends at its own deadline. A key that was revoked through another
 // node is refused once this node has applied the revocation. Answers longer than fsm.MaxKeptBody are not kept under
-// an Idempotency-Key; a retry is told so.
+// an Idempotency-Key; a retry is told so. The bound on an organization's requests a minute is each node's own: spread
+// over n nodes it is n times as high, and a node that restarts begins anew.
 package httpd

@@ -38,9 +38,11 @@ type memLog struct {
 	// after, when set, replaces the result's error once a command is applied: the answer got lost.
 	after func(fsm.Command) error
 	// outcome closes an intent; nil leaves it open. The default is done.
-	outcome func(fsm.Intent) *fsm.Complete
-	offline error // of Linearizable
-	owners  sync.WaitGroup
+	outcome  func(fsm.Intent) *fsm.Complete
+	offline  error     // of Linearizable
+	asOf     time.Time // of StateAsOf, with position
+	position uint64
+	owners   sync.WaitGroup
 }
 
 const testNode = fsm.NodeID("node-1")
@@ -48,7 +50,8 @@ const testNode = fsm.NodeID("node-1")
 func newMemLog(t *testing.T) *memLog {
 	l := &memLog{state: fsm.New(), changed: make(chan struct{}), outcome: done}
 	l.must(t, fsm.RegisterNode{Now: now(), Node: fsm.Node{
-		ID: testNode, Name: "one", Capacity: fsm.Capacity{VCPU: 10000, MemoryMiB: 1 << 30, DiskMiB: 1 << 30},
+		ID: testNode, Name: "one", Level: fsm.Level,
+		Capacity: fsm.Capacity{VCPU: 10000, MemoryMiB: 1 << 30, DiskMiB: 1 << 30},
 	}})
 	l.must(t, fsm.PutTemplate{Now: now(), Template: fsm.Template{
 		ID: "tpl-debian", Name: "system/debian:bookworm", Digest: "sha256:00",

@@ -1,8 +1,6 @@
 package httpd
 
 import (
-	"cmp"
-	"iter"
 	"net/http"
 	"slices"
 	"strconv"
@@ -37,14 +35,15 @@ func (q *query) choice(name, def string, allowed ...string) string {
 	return v
 }
 
-func (q *query) integer(name string, def, lowest, highest int) int {
+// integer reads a number from 1 on.
+func (q *query) integer(name string, def, highest int) int {
 	v := q.c.fc.Query(name)
 	if v == "" {
 		return def
 	}
 	n, err := strconv.Atoi(v)
-	if err != nil || n < lowest || n > highest {
-		q.errs.add(name, "must be an integer between %d and %d", lowest, highest)
+	if err != nil || n < 1 || n > highest {
+		q.errs.add(name, "must be an integer between 1 and %d", highest)
 		return def
 	}
 	return n
@@ -60,7 +59,8 @@ const (
 type paging struct {
 	sort       string
 	descending bool
-	page, size int
+	number     int // from 1
+	size       int
 }
 
 // paging reads sort, order-by, page and page-size. Everything can be sorted by created_at.
@@ -68,34 +68,21 @@ func (q *query) paging(otherSort string) paging {
 	return paging{
 		sort:       q.choice("sort", "created_at", "created_at", otherSort),
 		descending: q.choice("order-by", "desc", "asc", "desc") == "desc",
-		page:       q.integer("page", 1, 1, maxPage),
-		size:       q.integer("page-size", defaultPageSize, 1, maxPageSize),
+		number:     q.integer("page", 1, maxPage),
+		size:       q.integer("page-size", defaultPageSize, maxPageSize),
 	}
 }
 
-// cut sorts items that come oldest first and gives the page. Items that compare equal keep the order of their creation,
-// so that pages never overlap; descending is exactly the reverse of ascending.
-func cut[T, V any](p paging, items []T, by func(T) string, view func(T) V) page[V] {
-	if p.sort != "created_at" {
-		slices.SortStableFunc(items, func(a, b T) int { return cmp.Compare(by(a), by(b)) })
-	}
-	if p.descending {
-		slices.Reverse(items)
-	}
-	out := page[V]{Items: []V{}, TotalItems: len(items)}
-	from := min((p.page-1)*p.size, len(items))
-	for _, item := range items[from:min(from+p.size, len(items))] {
+func (p paging) page() fsm.Page {
+	return fsm.Page{Offset: (p.number - 1) * p.size, Limit: p.size, NewestFirst: p.descending}
+}
+
+// pageView is a page of a list for the wire. Things that compare equal are in the order of their creation, so that
+// pages never overlap.
+func pageView[T, V any](items []T, total int, view func(T) V) page[V] {
+	out := page[V]{Items: []V{}, TotalItems: total}
+	for _, item := range items {
 		out.Items = append(out.Items, view(item))
-	}
-	return out
-}
-
-func filter[T any](all iter.Seq[T], keep func(T) bool) []T {
-	var out []T
-	for item := range all {
-		if keep(item) {
-			out = append(out, item)
-		}
 	}
 	return out
 }
@@ -112,15 +99,14 @@ func (s *Server) listSandboxes(c *call) (reply, error) {
 	if err := q.errs.err(); err != nil {
 		return reply{}, err
 	}
-	current, err := s.read(c.ctx)
+	current, err := s.state(c)
 	if err != nil {
 		return reply{}, err
 	}
-	items := filter(current.Sandboxes(c.org.ID), func(sb fsm.Sandbox) bool {
-		return state == "" || string(sb.State) == state
-	})
-	byState := func(sb fsm.Sandbox) string { return string(sb.State) }
-	return jsonReply(http.StatusOK, cut(p, items, byState, sandboxItemView))
+	items, total := current.ListSandboxes(c.org.ID, fsm.SandboxQuery{
+		State: fsm.SandboxState(state), ByState: p.sort == "state",
+	}, p.page())
+	return jsonReply(http.StatusOK, pageView(items, total, s.sandboxItemView))
 }
 
 func (s *Server) listSnapshots(c *call) (reply, error) {
@@ -130,19 +116,18 @@ func (s *Server) listSnapshots(c *call) (reply, error) {
 	if err := q.errs.err(); err != nil {
 		return reply{}, err
 	}
-	current, err := s.read(c.ctx)
+	current, err := s.state(c)
 	if err != nil {
 		return reply{}, err
 	}
-	items := filter(current.Snapshots(c.org.ID), func(sn fsm.Snapshot) bool {
-		return sn.State == fsm.SnapshotReady && strings.Contains(sn.Name, part)
-	})
-	byTemplate := func(sn fsm.Snapshot) string { return string(sn.Template) }
-	return jsonReply(http.StatusOK, cut(p, items, byTemplate, snapshotView))
+	items, total := current.ListSnapshots(c.org.ID, fsm.SnapshotQuery{
+		NamePart: part, ByTemplate: p.sort == "template_id",
+	}, p.page())
+	return jsonReply(http.StatusOK, pageView(items, total, snapshotView))
 }
 
 func (s *Server) listTemplates(c *call) (reply, error) {
-	current, err := s.read(c.ctx)
+	current, err := s.state(c)
 	if err != nil {
 		return reply{}, err
 	}

@@ -21,6 +21,9 @@ type Log interface {
 	WaitIntent(ctx context.Context, id fsm.IntentID) (fsm.Intent, error)
 	// Linearizable is a state that holds everything acknowledged before the call.
 	Linearizable(ctx context.Context) (*fsm.State, error)
+	// StateAsOf is the latest state that this node has applied, the position of its last entry, and the latest instant up
+	// to which everything acknowledged is known to be in it; the zero time: no instant is known. It waits for nobody.
+	StateAsOf() (*fsm.State, uint64, time.Time)
 }
 
 // Guests reaches the agent inside a running sandbox, wherever it runs. Failures that the agent reports are *GuestError;
@@ -64,8 +67,8 @@ type PolicyDecision struct {
 	Received int64  `json:"bytes_received"` // to the sandbox
 }
 
-// Secrets seals what must not be in the log in clear, for the node that will need it. Errors are *fsm.Error, and hold no
-// secret.
+// Secrets seals what must not be in the log in clear, for the node that will need it. Errors are *fsm.Error, and hold
+// no secret.
 type Secrets interface {
 	// SealPolicy gives a copy of a policy with the values of its injected headers sealed.
 	SealPolicy(org fsm.OrgID, p *fsm.NetworkPolicy) (*fsm.NetworkPolicy, error)
@@ -73,6 +76,12 @@ type Secrets interface {
 	NewCA(org fsm.OrgID) ([]byte, error)
 	// RequestHash makes of a hash over secrets one that does not help in guessing them; the same on every node.
 	RequestHash(hash [32]byte) [32]byte
+}
+
+// Resealed is how sealing the state's secrets anew ended. It is also the answer's JSON.
+type Resealed struct {
+	Key   string `json:"key"`   // with which everything is sealed now
+	Count int    `json:"count"` // of values that were sealed anew by this call
 }
 
 // ErrGuestUnreachable is wrapped by errors of Guests that brought no answer.
@@ -168,11 +177,19 @@ type FileInfo struct {
 
 // NodeStatus is what a node tells of itself at GET /v1/node.
 type NodeStatus struct {
-	ID          fsm.NodeID `json:"id"`
-	Name        string     `json:"name"`
-	Version     string     `json:"version"` // of this program
-	VMM         VMMStatus  `json:"vmm"`
-	CloneMethod string     `json:"clone_method"` // "reflink" or "copy"
+	ID          fsm.NodeID   `json:"id"`
+	Name        string       `json:"name"`
+	Version     string       `json:"version"` // of this program
+	VMM         VMMStatus    `json:"vmm"`
+	CloneMethod string       `json:"clone_method"` // "reflink" or "copy"
+	Egress      EgressStatus `json:"egress"`
+}
+
+// EgressStatus says whether a node can keep network policies in force. One that cannot starts no sandbox.
+type EgressStatus struct {
+	Enforced bool   `json:"enforced"`
+	Reason   string `json:"reason,omitempty"` // why not
+	Pool     string `json:"pool"`             // of sandboxes' addresses, in CIDR form
 }
 
 // VMMStatus says which virtual machine monitor a node uses.
@@ -198,6 +215,7 @@ type ClusterNode struct {
 	Voter         bool            `json:"voter"`
 	Leader        bool            `json:"leader"`
 	Drained       bool            `json:"drained"`
+	Lost          bool            `json:"lost"` // the leader has given it up: it has been silent for a lease
 	Reachable     bool            `json:"reachable"`
 	LastContactMS *int64          `json:"last_contact_ms"` // since the answering node heard it; nil: not since it started
 	Role          string          `json:"role,omitempty"`  // follower, candidate, leader or shutdown
@@ -212,6 +230,10 @@ type ClusterNode struct {
 	VMM           string          `json:"vmm"`
 	VMMVersion    string          `json:"vmm_version"`
 	CloneMethod   string          `json:"clone_method"`
+	Version       string          `json:"version,omitempty"` // of this program
+	// SkewMS is how far the node's clock is ahead of the answering node's, known to half of TripMS.
+	SkewMS float64 `json:"skew_ms"`
+	TripMS float64 `json:"trip_ms"`
 }
 
 // ClusterCapacity is what a node promises to sandboxes, or has left of it. Memory and disk are MiB.

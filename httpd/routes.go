@@ -30,15 +30,15 @@ func (s *Server) apiRoutes() []route {
 		{method: get, path: "/metrics", open: true, do: s.showMetrics},
 		{method: get, path: "/openapi.yaml", open: true, do: s.showOpenAPI},
 
-		{method: post, path: "/v1/sandbox", do: s.createSandbox},
-		{method: get, path: sandbox, do: s.getSandbox},
+		{method: post, path: "/v1/sandbox", async: true, do: s.createSandbox},
+		{method: get, path: sandbox, read: true, do: s.getSandbox},
 		{method: del, path: sandbox, do: s.deleteSandbox},
-		{method: get, path: "/v1/sandboxes", do: s.listSandboxes},
+		{method: get, path: "/v1/sandboxes", read: true, do: s.listSandboxes},
 
-		{method: post, path: sandbox + "/snapshot/create", do: s.createSnapshot},
-		{method: post, path: "/v1/snapshot/restore", do: s.restoreSnapshot},
+		{method: post, path: sandbox + "/snapshot/create", async: true, do: s.createSnapshot},
+		{method: post, path: "/v1/snapshot/restore", async: true, do: s.restoreSnapshot},
 		{method: del, path: "/v1/snapshot/{snapshot_id}", do: s.deleteSnapshot},
-		{method: get, path: "/v1/snapshots", do: s.listSnapshots},
+		{method: get, path: "/v1/snapshots", read: true, do: s.listSnapshots},
 
 		{method: put, path: sandbox + "/network-policy", do: s.setPolicy},
 		{method: get, path: sandbox + "/network-policy/log", do: s.policyLog},
@@ -55,7 +55,7 @@ func (s *Server) apiRoutes() []route {
 		{method: post, path: sandbox + "/filesystem/move", do: s.file(false, s.move)},
 		{method: post, path: sandbox + "/filesystem/copy", do: s.file(false, s.copyFile)},
 
-		{method: get, path: "/v1/templates", do: s.listTemplates},
+		{method: get, path: "/v1/templates", read: true, do: s.listTemplates},
 		{method: get, path: "/v1/node", do: s.nodeStatus},
 		{method: get, path: "/v1/cluster", do: s.clusterStatus},
 

@@ -2,6 +2,7 @@ package httpd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,6 +21,7 @@ type Server struct {
 	guests  Guests
 	logger  *slog.Logger
 	metrics *metrics
+	rates   *rates
 	api     *fiber.App
 	admin   *fiber.App
 
@@ -42,7 +44,10 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("httpd: %w", err)
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, guests: cfg.Guests, logger: cfg.Logger, metrics: m, failed: make(chan error, 1)}
+	s := &Server{
+		cfg: cfg, log: cfg.Log, guests: cfg.Guests, logger: cfg.Logger, metrics: m, rates: newRates(),
+		failed: make(chan error, 1),
+	}
 	s.base, s.cancel = context.WithCancel(context.Background())
 	s.api = s.newApp(s.apiRoutes())
 	s.admin = s.newApp(s.adminRoutes())
@@ -115,6 +120,9 @@ func (s *Server) Listen(ctx context.Context) error {
 			return fmt.Errorf("httpd: administration socket: %w", err)
 		}
 		s.serve(s.admin, admin)
+	}
+	if s.cfg.TLS != nil {
+		ln = tls.NewListener(ln, s.cfg.TLS)
 	}
 	s.serve(s.api, ln)
 	context.AfterFunc(ctx, s.cancel)

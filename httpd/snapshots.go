@@ -35,6 +35,9 @@ func (s *Server) createSnapshot(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
+	if intent.State == fsm.IntentOpen {
+		return s.accepted(c, intent)
+	}
 	if intent.ResultSnapshot == nil {
 		return reply{}, internal(errNoResult)
 	}
@@ -66,7 +69,7 @@ func (s *Server) restoreSnapshot(c *call) (reply, error) {
 	}
 	// One of an older version has no CA of its own, or this node does not know it yet.
 	if sn, ok := s.log.State().SnapshotByName(c.org.ID, name); !ok || len(sn.CA) == 0 {
-		if cmd.CA, err = s.cfg.Secrets.NewCA(c.org.ID); err != nil {
+		if cmd.CA, err = s.newCA(c); err != nil {
 			return reply{}, err
 		}
 	}
@@ -74,6 +77,9 @@ func (s *Server) restoreSnapshot(c *call) (reply, error) {
 	intent, err := s.carryOut(c, cmd, cmd.Request)
 	if err != nil {
 		return reply{}, err
+	}
+	if intent.State == fsm.IntentOpen {
+		return s.accepted(c, intent)
 	}
 	return s.sandboxReply(http.StatusCreated, intent)
 }

@@ -1,6 +1,7 @@
 package httpd
 
 import (
+	"fmt"
 	"time"
 
 	"stillframe/fsm"
@@ -25,21 +26,23 @@ func unixView(t fsm.Time) int64 {
 
 // Sandbox is a sandbox on the wire.
 type Sandbox struct {
-	ID            fsm.SandboxID      `json:"id"`
-	TemplateID    fsm.TemplateID     `json:"template_id"`
-	TemplateName  string             `json:"template_name"`
-	VCPU          int                `json:"vcpu"`
-	Memory        int64              `json:"memory"`  // MiB
-	Disk          int64              `json:"disk"`    // MiB
-	Timeout       int64              `json:"timeout"` // seconds
-	State         fsm.SandboxState   `json:"state"`
-	StateReason   string             `json:"state_reason,omitempty"`
-	AutoPause     bool               `json:"auto_pause"`
-	EnvVars       map[string]string  `json:"env_vars,omitempty"`
-	NetworkPolicy *fsm.NetworkPolicy `json:"network_policy,omitempty"`
-	// NetworkStatus says how NetworkPolicy relates to what the network can reach now: "isolated" is nothing outside, whatever
-	// the policy; "changing" that another policy is being put in force; "denied" that nothing is let through, for which
-	// NetworkNote has the reason.
+	ID           fsm.SandboxID    `json:"id"`
+	TemplateID   fsm.TemplateID   `json:"template_id"`
+	TemplateName string           `json:"template_name"`
+	VCPU         int              `json:"vcpu"`
+	Memory       int64            `json:"memory"`  // MiB
+	Disk         int64            `json:"disk"`    // MiB
+	Timeout      int64            `json:"timeout"` // seconds
+	State        fsm.SandboxState `json:"state"`
+	StateReason  string           `json:"state_reason,omitempty"`
+	// NodeUnreachable: State is as last known, for the sandbox's node does not answer.
+	NodeUnreachable bool               `json:"node_unreachable,omitempty"`
+	AutoPause       bool               `json:"auto_pause"`
+	EnvVars         map[string]string  `json:"env_vars,omitempty"`
+	NetworkPolicy   *fsm.NetworkPolicy `json:"network_policy,omitempty"`
+	// NetworkStatus says how NetworkPolicy relates to what the network can reach now: "enforced" that it is in force;
+	// "isolated" that nothing is reached, for the VM does not run; "changing" that another policy is being put in force;
+	// "denied" that nothing is let through, for which NetworkNote has the reason.
 	NetworkStatus string         `json:"network_status"`
 	NetworkNote   string         `json:"network_note,omitempty"`
 	SnapshotID    fsm.SnapshotID `json:"snapshot_id,omitempty"` // restored from this one
@@ -58,10 +61,13 @@ func (s *Server) sandboxView(sb fsm.Sandbox) Sandbox {
 	v := Sandbox{
 		ID: sb.ID, TemplateID: sb.Template, TemplateName: sb.TemplateName, VCPU: sb.VCPU, Memory: sb.MemoryMiB,
 		Disk: sb.DiskMiB, Timeout: sb.TimeoutSec, State: sb.State, StateReason: sb.StateReason, AutoPause: sb.AutoPause,
-		EnvVars: sb.EnvVars, NetworkPolicy: redactPolicy(sb.NetworkPolicy), NetworkStatus: s.networkStatus(sb),
+		EnvVars: sb.EnvVars, NetworkPolicy: redactPolicy(sb.NetworkPolicy), NetworkStatus: networkStatus(sb),
 		NetworkNote: sb.PolicyNote,
 		SnapshotID:  sb.Snapshot, PodID: sb.Owner, TimeoutAt: unixView(sb.TimeoutAt), CreatedAt: timeView(sb.CreatedAt),
 		UpdatedAt: timeView(sb.UpdatedAt),
+	}
+	if n, lost := s.lostNode(sb); lost {
+		v.NodeUnreachable, v.StateReason = true, lostReason(n)
 	}
 	if sb.AutoPause {
 		v.Warnings = append(v.Warnings, warnAutoPause)
@@ -70,14 +76,16 @@ func (s *Server) sandboxView(sb fsm.Sandbox) Sandbox {
 }
 
 // networkStatus says how the policy that is shown relates to what the sandbox can reach now.
-func (s *Server) networkStatus(sb fsm.Sandbox) string {
+func networkStatus(sb fsm.Sandbox) string {
 	switch {
+	case sb.State != fsm.SandboxRunning && sb.State != fsm.SandboxSnapshotting:
+		return "isolated"
 	case sb.State == fsm.SandboxRunning && sb.Intent != "":
 		return "changing"
 	case sb.PolicyNote != "":
 		return "denied"
 	}
-	return s.cfg.NetworkStatus
+	return "enforced"
 }
 
 // sandboxItem is a sandbox in a list.
@@ -87,16 +95,29 @@ type sandboxItem struct {
 	TemplateName    string           `json:"template_name"`
 	PodID           fsm.NodeID       `json:"pod_id"`
 	State           fsm.SandboxState `json:"state"`
+	NodeUnreachable bool             `json:"node_unreachable,omitempty"` // see Sandbox
 	LaunchTime      string           `json:"launch_time,omitempty"`
 	StateChangeTime string           `json:"state_change_time,omitempty"`
 	TimeoutAt       int64            `json:"timeout_at,omitempty"` // Unix seconds
 	CreatedAt       string           `json:"created_at"`
 }
 
-func sandboxItemView(sb fsm.Sandbox) sandboxItem {
+// lostNode gives the node of a sandbox where the cluster has given it up.
+func (s *Server) lostNode(sb fsm.Sandbox) (fsm.Node, bool) {
+	n, _ := s.log.State().Node(sb.Owner)
+	return n, n.Lost()
+}
+
+func lostReason(n fsm.Node) string {
+	return fmt.Sprintf("as last known: node %s has not answered since %s", n.Label(), timeView(n.LostAt))
+}
+
+func (s *Server) sandboxItemView(sb fsm.Sandbox) sandboxItem {
+	_, lost := s.lostNode(sb)
 	return sandboxItem{
 		ID: sb.ID, TemplateID: sb.Template, TemplateName: sb.TemplateName, PodID: sb.Owner, State: sb.State,
-		LaunchTime: timeView(sb.LaunchedAt), StateChangeTime: timeView(sb.StateAt), TimeoutAt: unixView(sb.TimeoutAt),
+		NodeUnreachable: lost,
+		LaunchTime:      timeView(sb.LaunchedAt), StateChangeTime: timeView(sb.StateAt), TimeoutAt: unixView(sb.TimeoutAt),
 		CreatedAt: timeView(sb.CreatedAt),
 	}
 }

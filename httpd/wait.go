@@ -11,8 +11,9 @@ import (
 
 func (s *Server) now() fsm.Time { return fsm.At(s.cfg.Now()) }
 
-// carryOut proposes a command that opens an intent and waits until the intent is closed. The error is the refusal, the
-// intent's failure, or what state things are in when the deadline passes.
+// carryOut proposes a command that opens an intent and waits until the intent is closed, or only until it is open where
+// the client wants that. The error is the refusal, the intent's failure, or what state things are in when the deadline
+// passes.
 func (s *Server) carryOut(c *call, cmd fsm.Command, req fsm.Request) (fsm.Intent, error) {
 	ctx, cancel := context.WithTimeout(c.ctx, s.cfg.Limits.Wait)
 	defer cancel()
@@ -22,6 +23,9 @@ func (s *Server) carryOut(c *call, cmd fsm.Command, req fsm.Request) (fsm.Intent
 		return fsm.Intent{}, unknownOutcome(err, req)
 	}
 	intent := res.Intent
+	if intent.State == fsm.IntentOpen && c.async {
+		return intent, nil
+	}
 	if intent.State == fsm.IntentOpen {
 		if intent, err = s.log.WaitIntent(ctx, intent.ID); err != nil {
 			return fsm.Intent{}, s.stillOpen(ctx, res.Intent, req, err)
@@ -95,6 +99,11 @@ func (s *Server) sandbox(ctx context.Context, c *call) (fsm.Sandbox, error) {
 	if err != nil {
 		return fsm.Sandbox{}, err
 	}
+	return c.ownSandbox(state)
+}
+
+// ownSandbox finds in a state the sandbox that the path names, in the caller's organization.
+func (c *call) ownSandbox(state *fsm.State) (fsm.Sandbox, error) {
 	sb, ok := state.Sandbox(fsm.SandboxID(c.fc.Params("sandbox_id")))
 	if !ok || sb.Org != c.org.ID {
 		return fsm.Sandbox{}, failf(fsm.KindNotFound, "no such sandbox")
@@ -110,6 +119,9 @@ func (s *Server) reachable(ctx context.Context, c *call) (fsm.Sandbox, error) {
 	}
 	if sb.State != fsm.SandboxRunning && sb.State != fsm.SandboxSnapshotting {
 		return sb, failf(fsm.KindConflict, "the sandbox is %s, not running", sb.State)
+	}
+	if n, lost := s.lostNode(sb); lost {
+		return sb, failf(fsm.KindUnavailable, "node %s, on which the sandbox is, does not answer", n.Label())
 	}
 	return sb, nil
 }

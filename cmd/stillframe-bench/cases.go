@@ -134,7 +134,12 @@ func (p *place) rawBaseline(ctx context.Context, mib int) (pause, restore time.D
 	if err := v.api.Pause(ctx); err != nil {
 		return pause, 0, err
 	}
-	restore, err = median(p.repeat, func() (time.Duration, error) { return p.raw.restore(ctx, dir) })
+	restore, err = median(p.repeat, func() (time.Duration, error) {
+		if err := v.giveDisk(ctx, dir); err != nil {
+			return 0, err
+		}
+		return p.raw.restore(ctx, dir)
+	})
 	return pause, restore, err
 }
 

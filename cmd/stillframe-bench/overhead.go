@@ -82,8 +82,15 @@ func (p *place) rawOnce(ctx context.Context) (boot, snapshot, restore time.Durat
 	if err != nil {
 		return 0, 0, 0, err
 	}
-	// The restore gets files of its own, made outside of what is timed: cloning is the service's work, not the VMM's.
+	// The restore gets files of its own, made outside of what is timed: cloning is the service's work, not the VMM's. And
+	// it gets device state of the same instant as the files: the VM has run on since what was timed above.
 	if err = v.api.Pause(ctx); err != nil {
+		return 0, 0, 0, err
+	}
+	if err = errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
+		return 0, 0, 0, err
+	}
+	if err = v.api.Snapshot(ctx, dir); err != nil {
 		return 0, 0, 0, err
 	}
 	files := store.New()

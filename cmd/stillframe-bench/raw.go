@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -145,6 +146,19 @@ func (v *rawVM) dump(ctx context.Context, dir string) error {
 		return errors.Join(err, v.api.Resume(ctx))
 	}
 	return v.api.Resume(ctx)
+}
+
+// giveDisk puts a copy of the paused VM's disk beside its dump and makes the dump name it: the VM that is restored must
+// not share a disk with its source, which still has it open. It is not part of what is timed.
+func (v *rawVM) giveDisk(ctx context.Context, dump string) error {
+	disk := filepath.Join(dump, "disk")
+	if err := os.Remove(disk); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if _, err := store.New().Clone(ctx, filepath.Join(v.dir, "disk"), disk); err != nil {
+		return err
+	}
+	return vmm.PatchSnapshotConfig(dump, vmm.ConfigEdits{DiskPaths: map[string]string{"overlay": disk}})
 }
 
 // restore is the VMM's own full restore in a fresh process, until a first command has answered.

@@ -17,6 +17,7 @@ import (
 	"stillframe/cluster"
 	"stillframe/cmd/internal/node"
 	"stillframe/fsm"
+	"stillframe/hypervisor"
 )
 
 // benchTemplate is what everything here boots: small, so that it is memory that is measured.
@@ -32,8 +33,10 @@ type service struct {
 }
 
 func startService(ctx context.Context, dir string, b *bench) (*service, error) {
+	over := hypervisor.DefaultOvercommit
+	over.VCPU = max(over.VCPU, b.clones+2) // a source, all clones at once, and one to spare, on however few CPUs
 	n, err := node.Start(ctx, node.Config{
-		DataDir: dir, Listen: "127.0.0.1:0", Images: b.images, Logger: b.log, Version: "bench",
+		DataDir: dir, Listen: "127.0.0.1:0", Images: b.images, Logger: b.log, Version: "bench", Overcommit: over,
 	})
 	if err != nil {
 		return nil, err
@@ -67,10 +70,15 @@ func readKey(path string) (string, error) {
 	return "", fmt.Errorf("no key in %s", path)
 }
 
+// stop deletes what a measurement that failed has left, for virtual machines outlive their node, and stops the node.
 func (s *service) stop() error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	return s.node.Stop(ctx)
+	var err error
+	for _, sb := range s.node.Log().State().SandboxesOn(s.node.ID()) {
+		err = errors.Join(err, s.remove(ctx, sb.ID))
+	}
+	return errors.Join(err, s.node.Stop(ctx))
 }
 
 // create makes a sandbox through the log.

@@ -261,6 +261,7 @@ func (c *Client) once(ctx context.Context, r request) (*http.Response, error) {
 	if r.idempotency != "" {
 		req.Header.Set("Idempotency-Key", r.idempotency)
 	}
+	wishStale(ctx, req)
 	return c.http.Do(req)
 }
 
@@ -280,6 +281,9 @@ func (c *Client) url(r request) *url.URL {
 // judge turns an answer into the outcome.
 func (c *Client) judge(r request, resp *http.Response, attempt int) (*http.Response, error) {
 	if resp.StatusCode == r.want {
+		if resp.Request != nil {
+			tellStale(resp.Request.Context(), resp.Header)
+		}
 		return resp, nil
 	}
 	defer closeBody(resp.Body)

@@ -39,8 +39,13 @@ type Node struct {
 		Version string `json:"version"`
 		Reason  string `json:"reason"` // why this VMM was chosen
 	} `json:"vmm"`
-	CloneMethod string          `json:"clone_method"` // reflink or copy
-	Raw         json.RawMessage `json:"-"`
+	CloneMethod string `json:"clone_method"` // reflink or copy
+	Egress      struct {
+		Enforced bool   `json:"enforced"`
+		Reason   string `json:"reason"` // why not
+		Pool     string `json:"pool"`
+	} `json:"egress"`
+	Raw json.RawMessage `json:"-"`
 }
 
 // UnmarshalJSON decodes and keeps the exact input in Raw.
@@ -73,6 +78,7 @@ type ClusterNode struct {
 	Voter         bool            `json:"voter"`
 	Leader        bool            `json:"leader"`
 	Drained       bool            `json:"drained"`
+	Lost          bool            `json:"lost"` // the leader has given it up
 	Reachable     bool            `json:"reachable"`
 	LastContactMS *int64          `json:"last_contact_ms"` // nil: not since the answering node started
 	Role          string          `json:"role"`
@@ -87,6 +93,10 @@ type ClusterNode struct {
 	VMM           string          `json:"vmm"`
 	VMMVersion    string          `json:"vmm_version"`
 	CloneMethod   string          `json:"clone_method"`
+	Version       string          `json:"version"` // of its program
+	// SkewMS is how far its clock is ahead of the answering node's, known to half of TripMS.
+	SkewMS float64 `json:"skew_ms"`
+	TripMS float64 `json:"trip_ms"`
 }
 
 // ClusterCapacity is what a node promises, or has left. Memory and disk are MiB.

@@ -22,26 +22,29 @@ type Transform struct {
 
 // Sandbox is a sandbox as a node describes it. Memory and Disk are MiB, Timeout is seconds.
 type Sandbox struct {
-	ID            string            `json:"id"`
-	TemplateID    string            `json:"template_id"`
-	TemplateName  string            `json:"template_name"`
-	VCPU          int               `json:"vcpu"`
-	Memory        int64             `json:"memory"`
-	Disk          int64             `json:"disk"`
-	Timeout       int64             `json:"timeout"`
-	State         string            `json:"state"`
-	StateReason   string            `json:"state_reason"`
-	AutoPause     bool              `json:"auto_pause"`
-	EnvVars       map[string]string `json:"env_vars"`
-	NetworkPolicy *NetworkPolicy    `json:"network_policy"`
-	NetworkStatus string            `json:"network_status"` // what its network reaches now, whatever the policy
-	SnapshotID    string            `json:"snapshot_id"`    // restored from this one; empty for a created one
-	PodID         string            `json:"pod_id"`         // the node
-	TimeoutAt     int64             `json:"timeout_at"`     // Unix seconds; 0 while there is none
-	Warnings      []string          `json:"warnings"`       // what was accepted and is not carried out
-	CreatedAt     time.Time         `json:"created_at"`
-	UpdatedAt     time.Time         `json:"updated_at"`
-	Raw           json.RawMessage   `json:"-"`
+	ID           string `json:"id"`
+	TemplateID   string `json:"template_id"`
+	TemplateName string `json:"template_name"`
+	VCPU         int    `json:"vcpu"`
+	Memory       int64  `json:"memory"`
+	Disk         int64  `json:"disk"`
+	Timeout      int64  `json:"timeout"`
+	State        string `json:"state"`
+	StateReason  string `json:"state_reason"`
+	// NodeUnreachable: State is as last known, for the sandbox's node does not answer.
+	NodeUnreachable bool              `json:"node_unreachable"`
+	AutoPause       bool              `json:"auto_pause"`
+	EnvVars         map[string]string `json:"env_vars"`
+	NetworkPolicy   *NetworkPolicy    `json:"network_policy"`
+	NetworkStatus   string            `json:"network_status"` // enforced, isolated, changing or denied
+	NetworkNote     string            `json:"network_note"`   // why the policy is not what was last asked for
+	SnapshotID      string            `json:"snapshot_id"`    // restored from this one; empty for a created one
+	PodID           string            `json:"pod_id"`         // the node
+	TimeoutAt       int64             `json:"timeout_at"`     // Unix seconds; 0 while there is none
+	Warnings        []string          `json:"warnings"`       // what was accepted and is not carried out
+	CreatedAt       time.Time         `json:"created_at"`
+	UpdatedAt       time.Time         `json:"updated_at"`
+	Raw             json.RawMessage   `json:"-"`
 }
 
 // UnmarshalJSON decodes and keeps the exact input in Raw.

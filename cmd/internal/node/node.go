@@ -13,10 +13,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,24 +33,36 @@ import (
 	"stillframe/httpd"
 	"stillframe/hypervisor"
 	"stillframe/hypervisor/vmm"
+	"stillframe/netpolicy"
+	"stillframe/netpolicy/gate"
 )
 
 // Config says where a node keeps its data and where it listens. DataDir and Listen are required.
 type Config struct {
-	DataDir    string // made if missing
-	Listen     string // host:port of the API
-	RaftListen string // host:port to listen at for other nodes; empty: as the member list has it
-	Name       string // empty: the member list's, or the host's name
+	DataDir string // made if missing
+	Listen  string // host:port of the API
+	// TLSCert and TLSKey are files in PEM form with the API's certificate (and what is between it and its CA) and key.
+	// Both empty: the API speaks plain HTTP.
+	TLSCert, TLSKey string
+	RaftListen      string // host:port to listen at for other nodes; empty: as the member list has it
+	Name            string // empty: the member list's, or the host's name
 	// Cluster is this node's identity folder (see cluster.OpenIdentity). Empty: a cluster of this node alone, with a CA of
 	// its own in the data folder.
 	Cluster    string
 	Images     string // images folder; empty: see hypervisor.FindImages
 	KernelArgs string // added to every guest kernel's command line
 	Overcommit hypervisor.Overcommit
+	Egress     EgressConfig
 	// IntentDeadline bounds one create, restore, snapshot or delete on this host; 0 is the owner's default.
 	IntentDeadline time.Duration
-	Version        string
-	Logger         *slog.Logger
+	// NodeLease is how long a node may be silent before the leader gives it up; 0 is the cluster's default.
+	NodeLease time.Duration
+	// Advertise is where other nodes reach this one, host:port; empty: at its address in the member list.
+	Advertise string
+	// DeadServerCleanup is how long a voter must be gone to lose its vote until it is back; 0: it keeps it.
+	DeadServerCleanup time.Duration
+	Version           string
+	Logger            *slog.Logger
 }
 
 // Node is a running node.
@@ -62,11 +77,17 @@ type Node struct {
 	api      *httpd.Server
 	tunnels  *tunnels
 	choice   vmm.Choice
+	gate     *gate.Gate
+	networks *netpolicy.Manager // nil: noNetworks says why
 	serving  atomic.Bool
 	registry *prometheus.Registry
 
-	stopOwner context.CancelFunc
-	ownerDone chan error
+	noNetworks string
+
+	stopNetworks context.CancelFunc
+	networksDone chan struct{}
+	stopOwner    context.CancelFunc
+	ownerDone    chan error
 }
 
 // soloTimeout is the election timeout of a cluster of one.
@@ -118,7 +139,15 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}
 	cfg.Logger.Info("VMM chosen", "kind", n.choice.Kind, "binary", n.choice.Binary, "version", n.choice.Version,
 		"reason", n.choice.Reason)
-	if err := n.openLog(ctx); err != nil {
+	// Beside the log, which may have to wait for others: no VM is to stand still for that.
+	var resuming sync.WaitGroup
+	resuming.Go(func() { hypervisor.ResumeLeftPaused(ctx, n.cfg.DataDir, cfg.Logger) })
+	err = n.openLog(ctx)
+	resuming.Wait()
+	if err != nil {
+		return nil, err
+	}
+	if err := n.startNetworks(ctx); err != nil {
 		return nil, err
 	}
 	if err := n.startOwner(ctx, images); err != nil {
@@ -160,10 +189,11 @@ func (n *Node) loadImages() (*hypervisor.Images, error) {
 func (n *Node) openLog(ctx context.Context) (err error) {
 	cfg := cluster.Config{
 		Identity: n.identity, Dir: filepath.Join(n.cfg.DataDir, "raft"), Addr: n.cfg.RaftListen, Logger: n.cfg.Logger,
-		Voters: n.identity.Voters(),
+		Voters: n.identity.Voters(), NodeLease: n.cfg.NodeLease, Version: n.cfg.Version,
+		Advertise: n.cfg.Advertise, DeadServerCleanup: n.cfg.DeadServerCleanup,
 	}
-	if len(cfg.Voters) == 1 {
-		// A single voter waits for nobody: long timeouts would only make its start slow.
+	if n.cfg.Cluster == "" {
+		// A cluster of its own, which none can join: long timeouts would only make its start slow.
 		cfg.HeartbeatTimeout, cfg.ElectionTimeout, cfg.LeaseTimeout = soloTimeout, soloTimeout, soloTimeout
 	}
 	if n.log, err = cluster.Open(cfg); err != nil {
@@ -202,12 +232,15 @@ func (n *Node) untilDone(ctx context.Context, what string, try func(context.Cont
 }
 
 func (n *Node) startOwner(ctx context.Context, images *hypervisor.Images) (err error) {
-	n.owner, err = hypervisor.New(hypervisor.Config{
+	cfg := hypervisor.Config{
 		Node: n.id, DataDir: n.cfg.DataDir, Images: images, VMM: n.choice, KernelArgs: n.cfg.KernelArgs,
 		Log: n.log, NewIntentID: cluster.NewIntentID, Logger: n.cfg.Logger, Metrics: n.registry,
-		Deadline: n.cfg.IntentDeadline, Peers: transfers{n.log}, Secrets: n.secrets,
-	})
-	if err != nil {
+		Deadline: n.cfg.IntentDeadline, Peers: transfers{n.log}, Secrets: n.secrets, NoNetworks: n.noNetworks,
+	}
+	if n.networks != nil {
+		cfg.Networks = n.networks
+	}
+	if n.owner, err = hypervisor.New(cfg); err != nil {
 		return err
 	}
 	if err := n.register(ctx, images); err != nil {
@@ -250,6 +283,8 @@ func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
 	commands := []fsm.Command{fsm.RegisterNode{Now: now, Node: fsm.Node{
 		ID: n.id, Name: name, APIAddr: n.cfg.Listen, Capacity: capacity, VMM: string(n.choice.Kind),
 		VMMVersion: n.choice.Version, CPUFingerprint: fingerprint, CloneMethod: n.owner.CloneMethod(), RegisteredAt: now,
+		Templates: digests(images),
+		Level:     fsm.Level,
 	}}}
 	for _, t := range images.Templates {
 		known, ok := n.log.State().TemplateByName("", t.Name)
@@ -273,16 +308,32 @@ func (n *Node) register(ctx context.Context, images *hypervisor.Images) error {
 	return nil
 }
 
+// digests lists the images that this node has, in one order at every start.
+func digests(images *hypervisor.Images) []string {
+	var out []string
+	for _, t := range images.Templates {
+		out = append(out, t.Digest)
+	}
+	slices.Sort(out)
+	return out
+}
+
 func (n *Node) startAPI(ctx context.Context) (err error) {
 	n.tunnels.serve(n.owner)
 	transfers{n.log}.serve(n.owner)
+	serverTLS, err := n.apiTLS()
+	if err != nil {
+		return err
+	}
 	policies := policies{n.id, n.log.State, n.owner, n.tunnels}
 	policies.serve()
+	n.serveKeys()
 	n.api, err = httpd.New(httpd.Config{
-		Addr: n.cfg.Listen, AdminSocket: n.AdminSocket(), Log: n.log, Ready: n.ready,
+		Addr: n.cfg.Listen, TLS: serverTLS, AdminSocket: n.AdminSocket(), Log: n.log, Ready: n.ready,
 		Guests:   guests{n.id, n.log.State, n.owner, n.tunnels},
 		Policies: policies, Secrets: n.secrets,
-		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus,
+		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus, Backup: n.backup, Operations: operations{n.log},
+		Reseal:   n.Reseal,
 		Registry: n.registry, Logger: n.cfg.Logger, Version: n.cfg.Version,
 	})
 	if err != nil {
@@ -295,6 +346,10 @@ func (n *Node) startAPI(ctx context.Context) (err error) {
 	n.serving.Store(true)
 	n.cfg.Logger.Info("serving", "url", n.URL(), "node", n.id)
 	return nil
+}
+
+func (n *Node) backup(ctx context.Context) (io.WriterTo, error) {
+	return n.log.Backup(ctx, n.cfg.Version)
 }
 
 func (n *Node) ready() error {
@@ -311,7 +366,7 @@ func (n *Node) ready() error {
 func (n *Node) Status() httpd.NodeStatus {
 	self, _ := n.log.State().Node(n.id)
 	return httpd.NodeStatus{
-		ID: n.id, Name: self.Name, Version: n.cfg.Version, CloneMethod: n.owner.CloneMethod(),
+		ID: n.id, Name: self.Name, Version: n.cfg.Version, CloneMethod: n.owner.CloneMethod(), Egress: n.egressStatus(),
 		VMM: httpd.VMMStatus{
 			Kind: string(n.choice.Kind), Binary: n.choice.Binary, Version: n.choice.Version, Reason: n.choice.Reason,
 		},
@@ -323,14 +378,18 @@ func (n *Node) AdminSocket() string { return filepath.Join(n.cfg.DataDir, "admin
 
 // URL is the base URL of the API, with an address that a client on this machine can use.
 func (n *Node) URL() string {
+	scheme := "http://"
+	if n.cfg.TLSCert != "" {
+		scheme = "https://"
+	}
 	host, port, err := net.SplitHostPort(n.api.Addr())
 	if err != nil {
-		return "http://" + n.api.Addr()
+		return scheme + n.api.Addr()
 	}
 	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
-	return "http://" + net.JoinHostPort(host, port)
+	return scheme + net.JoinHostPort(host, port)
 }
 
 // Log is the node's replicated log.
@@ -372,6 +431,7 @@ func (n *Node) Stop(ctx context.Context) error {
 		n.stopOwner()
 		errs = append(errs, <-n.ownerDone)
 	}
+	errs = append(errs, n.closeNetworks())
 	if n.log != nil {
 		errs = append(errs, n.log.Shutdown(ctx))
 	}

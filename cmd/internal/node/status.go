@@ -50,13 +50,14 @@ func (n *Node) clusterNode(ctx context.Context, state *fsm.State, id fsm.NodeID,
 	used := state.Used(id)
 	out := httpd.ClusterNode{
 		ID: id, Name: known.Name, APIAddr: known.APIAddr, VMM: known.VMM, VMMVersion: known.VMMVersion,
-		CloneMethod: known.CloneMethod, Drained: known.Drained,
-		Sandboxes: len(state.SandboxesOn(id)), Snapshots: len(state.SnapshotsOn(id)), Total: viewCapacity(known.Capacity),
+		CloneMethod: known.CloneMethod, Drained: known.Drained, Lost: known.Lost(),
+		Total: viewCapacity(known.Capacity),
 		Free: viewCapacity(fsm.Capacity{
 			VCPU: known.Capacity.VCPU - used.VCPU, MemoryMiB: known.Capacity.MemoryMiB - used.MemoryMiB,
 			DiskMiB: known.Capacity.DiskMiB - used.DiskMiB,
 		}),
 	}
+	out.Sandboxes, out.Snapshots = state.Held(id)
 	if member, ok := n.identity.Member(id); ok && out.Name == "" {
 		out.Name = member.Name // it has not registered yet
 	}
@@ -72,7 +73,8 @@ func (n *Node) clusterNode(ctx context.Context, state *fsm.State, id fsm.NodeID,
 
 func fillRaft(out *httpd.ClusterNode, s cluster.Status) {
 	out.Role, out.Term, out.AppliedIndex, out.Position = strings.ToLower(s.State), s.Term, s.Applied, s.Position
-	out.Digest = s.Digest
+	out.Digest, out.Version = s.Digest, s.Version
+	out.SkewMS, out.TripMS = s.Skew.Seconds()*1000, s.Trip.Seconds()*1000
 }
 
 // sinceContact is how long ago a node that does not answer was last heard by this one; nil: never since the start.

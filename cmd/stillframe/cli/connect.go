@@ -22,10 +22,12 @@ const DefaultData = "/var/lib/stillframe"
 
 // nodeFlags say which node to talk to.
 type nodeFlags struct {
-	url     string
-	keyFile string
-	envFile string
-	wait    time.Duration
+	url       string
+	keyFile   string
+	envFile   string
+	wait      time.Duration
+	stale     bool // see staleFlag
+	staleness client.Staleness
 }
 
 // adminFlags say which admin socket to talk to.
@@ -74,11 +76,32 @@ func (a *app) connect(ctx context.Context) (*client.Client, context.Context, fun
 	}
 	a.warnPlaintext(address)
 	ctx, cancel := context.WithTimeout(ctx, a.node.wait)
-	return c, ctx, func() { cancel(); c.Close() }, nil
+	if a.node.stale {
+		ctx = client.WithStale(ctx, &a.node.staleness)
+	}
+	return c, ctx, func() { cancel(); c.Close(); a.tellAge() }, nil
 }
+
+// adminWait bounds an answer of the admin socket. An operation on the cluster may take longer: a drain snapshots one
+// sandbox after the other.
+const (
+	adminWait     = time.Minute
+	operationWait = 35 * time.Minute
+)
 
 // connectAdmin makes the client for the admin socket.
 func (a *app) connectAdmin(ctx context.Context) (*client.Client, context.Context, func(), error) {
+	return a.connectAdminFor(ctx, adminWait)
+}
+
+// connectOperator is connectAdmin for operations on the cluster.
+func (a *app) connectOperator(ctx context.Context) (*client.Client, context.Context, func(), error) {
+	return a.connectAdminFor(ctx, operationWait)
+}
+
+func (a *app) connectAdminFor(
+	ctx context.Context, wait time.Duration,
+) (*client.Client, context.Context, func(), error) {
 	if err := a.checkOutput(); err != nil {
 		return nil, nil, nil, err
 	}
@@ -90,7 +113,7 @@ func (a *app) connectAdmin(ctx context.Context) (*client.Client, context.Context
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	return c, ctx, func() { cancel(); c.Close() }, nil
 }
 

@@ -16,7 +16,7 @@ func (a *app) snapshot() *cobra.Command {
 		Use:     "snapshot",
 		Aliases: []string{"snapshots", "snap"},
 		Short:   "Take, list, restore and delete snapshots",
-	}, a.snapshotCreate(), a.snapshotList(), a.snapshotRestore(), a.snapshotDelete())))
+	}, a.snapshotCreate(), a.staleFlag(a.snapshotList()), a.snapshotRestore(), a.snapshotDelete())))
 }
 
 func (a *app) snapshotCreate() *cobra.Command {
@@ -89,7 +89,7 @@ func (a *app) snapshotRestore() *cobra.Command {
 		in        client.RestoreSnapshot
 		timeout   seconds
 		autoPause bool
-		net       network
+		net       = newNetwork()
 	)
 	cmd := &cobra.Command{
 		Use:   "restore NAME",

@@ -7,11 +7,14 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -146,6 +149,7 @@ func TestLeaderCutOff(t *testing.T) {
 	old := c.leader(c.nodes...)
 	others := c.others(old)
 	heal := c.cutOff(old)
+	cut := time.Now()
 	// Unknown at first, for its followers may have the entry; unavailable once it has noticed. Never done, never a hang.
 	_, err := old.admin().CreateOrg(soon(t), "cut-off")
 	requireUnavailable(t, err)
@@ -153,6 +157,7 @@ func TestLeaderCutOff(t *testing.T) {
 	require.Contains(t, others, c.leader(others...))
 	_, err = old.api.Sandboxes(soon(t), client.ListOptions{})
 	requireUnavailable(t, err)
+	requireStale(t, old, time.Since(cut))
 	status, err := others[0].api.Cluster(soon(t), false)
 	require.NoError(t, err)
 	for _, m := range status.Nodes {
@@ -161,4 +166,75 @@ func TestLeaderCutOff(t *testing.T) {
 	heal()
 	old.requireWrites()
 	c.agree()
+}
+
+// requireStale reads from a node that is cut off: what it has, and no younger than it can be.
+func requireStale(t *testing.T, n *node, atLeast time.Duration) {
+	t.Helper()
+	var age client.Staleness
+	_, err := n.api.Sandboxes(client.WithStale(soon(t), &age), client.ListOptions{})
+	require.NoError(t, err)
+	require.True(t, age.Told && age.Known)
+	require.Positive(t, age.Position)
+	// The last word of the others may have been on its way when the rules came.
+	require.GreaterOrEqual(t, age.Age, atLeast-time.Second)
+}
+
+// TestBackupAndRestore takes a backup through a follower of a cluster with a snapshot, and starts a new cluster from it
+// on two of the three hosts, whose data folders have lost their logs: the snapshot of a host that is there restores, and
+// of the host that is not, what it had is told as it is.
+func TestBackupAndRestore(t *testing.T) {
+	c := newCluster(t)
+	owner := c.others(c.leader(c.nodes...))[0]
+	lost := c.others(owner)[0]
+	g := c.newGuestOn(owner, lost)
+	_, err := lost.api.CreateSnapshot(within(t), g.id, client.CreateSnapshot{Name: "kept"})
+	require.NoError(t, err, owner.output())
+	there := c.newGuestOn(lost, owner)
+	file := filepath.Join(workDir, "e2e.backup")
+	run(t, program, "cluster", "backup", "--socket", filepath.Join(owner.dir, "admin.sock"), file)
+	t.Cleanup(func() { _ = os.Remove(file) })
+	run(t, program, "cluster", "backup", "--verify", file)
+	out, err := exec.Command(program, "cluster", "backup", "--socket", filepath.Join(lost.dir, "admin.sock"), file).
+		CombinedOutput()
+	require.Error(t, err, "a backup is not overwritten")
+	require.Contains(t, string(out), "is there already")
+
+	for _, n := range c.nodes {
+		n.kill()
+	}
+	pki := filepath.Join(workDir, "restored")
+	var members []string
+	left := c.others(lost)
+	for _, n := range left {
+		ip, _, _ := strings.Cut(n.addr, ":")
+		members = append(members, n.args[1]+"="+ip+":7071")
+	}
+	run(t, program, "cluster", "restore", file, "--dir", pki, "--nodes", strings.Join(members, ","), "--secrets-from", owner.cluster)
+	for _, n := range left {
+		n.cluster = filepath.Join(pki, n.args[1])
+		n.launch()
+	}
+	for _, n := range left {
+		<-n.exited
+		require.Contains(t, n.output(), "the log is not empty", "a host with a log of another history refuses")
+		require.NoError(t, os.RemoveAll(filepath.Join(n.dir, "raft")))
+		n.launch()
+	}
+	for _, n := range left {
+		n.awaitReady()
+	}
+	sb, err := owner.api.Sandbox(within(t), there.id)
+	require.NoError(t, err)
+	require.Equal(t, "stopped", sb.State)
+	require.Contains(t, sb.StateReason, "node "+lost.args[1])
+	require.NoError(t, owner.api.DeleteSandbox(within(t), there.id))
+
+	g.requireRuns() // its host found it running
+	restored, err := left[1].api.RestoreSnapshot(within(t), client.RestoreSnapshot{SnapshotName: "kept"})
+	require.NoError(t, err, owner.output())
+	require.Equal(t, "running", restored.State)
+	for _, id := range []string{restored.ID, g.id} {
+		require.NoError(t, owner.api.DeleteSandbox(within(t), id))
+	}
 }

@@ -22,6 +22,7 @@ import (
 type several struct {
 	t     *testing.T
 	nodes []*node
+	args  []string
 }
 
 const (
@@ -38,9 +39,10 @@ func run(t *testing.T, args ...string) {
 	require.NoError(t, err, "%v: %s", args, out)
 }
 
-func newCluster(t *testing.T) *several {
+// newCluster brings up three nodes; args are for each of them.
+func newCluster(t *testing.T, args ...string) *several {
 	t.Helper()
-	c := &several{t: t}
+	c := &several{t: t, args: args}
 	run(t, "ip", "link", "add", bridge, "type", "bridge")
 	t.Cleanup(func() { run(t, "ip", "link", "del", bridge) })
 	run(t, "ip", "addr", "add", bridgeAddr+"/24", "dev", bridge)
@@ -80,7 +82,7 @@ func (c *several) newMember(i int, name, identity string) *node {
 	require.NoError(t, err)
 	n := &node{
 		t: t, dir: dir, order: filepath.Join(out, "fault"), log: filepath.Join(out, "log"), addr: memberAddr(i) + ":7070",
-		netns: "sfc-" + name, cluster: identity, args: []string{"--name", name},
+		netns: "sfc-" + name, cluster: identity, args: append([]string{"--name", name}, c.args...),
 	}
 	require.NoError(t, os.WriteFile(n.log, nil, 0o600))
 	run(t, "ip", "netns", "add", n.netns)
