@@ -1,6 +1,7 @@
 // Command stillframe-bench measures what Stillframe does to a virtual machine against what the raw VMM does in the same
 // run: how long a guest stands still for a snapshot (measured in the guest), how soon a restored one answers, how much
-// of an API call is the service's own, how much disk a second snapshot takes. Only the ratios mean anything.
+// of an API call is the service's own, how much disk a second snapshot takes; and what a network with an egress policy
+// costs against bare rules and a bare namespace. Only the ratios mean anything.
 //
 // It runs as root, makes filesystems on loop devices below --dir, and removes all that it makes. Absolute figures are
 // those of the machine; an aim that is missed is reported, never an error: the exit code tells whether it could
@@ -37,18 +38,27 @@ type Result struct {
 }
 
 type options struct {
-	sizes   []int
-	repeat  int
-	clones  int
-	dir     string
-	out     string
-	images  string
-	verbose bool
+	sizes    []int
+	repeat   int
+	clones   int
+	networks int
+	dir      string
+	out      string
+	images   string
+	verbose  bool
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if number := os.Getenv(networkChild); number != "" {
+		if err := measureNetworks(ctx, number); err != nil {
+			fmt.Fprintln(os.Stderr, "stillframe-bench:", err)
+			stop()
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "stillframe-bench:", err)
 		stop()
@@ -63,6 +73,7 @@ func parse(args []string) (options, error) {
 	flags.StringVar(&sizes, "sizes", "256,1024,4096", "guest memory in MiB, comma-separated")
 	flags.IntVar(&o.repeat, "repeat", 3, "how often each pause is measured; the median counts")
 	flags.IntVar(&o.clones, "clones", 10, "clones restored at once")
+	flags.IntVar(&o.networks, "networks", 1000, "networks at once; 0 leaves networks out")
 	flags.StringVar(&o.dir, "dir", os.TempDir(), "folder for the loop filesystems")
 	flags.StringVar(&o.out, "out", "build/bench.json", "file for the figures")
 	flags.StringVar(&o.images, "images", "", "images folder (default as for stillframe server)")
@@ -94,6 +105,11 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	b := &bench{options: o, log: log, out: out}
+	if o.networks > 0 {
+		if err := b.networkFigures(ctx); err != nil {
+			return err
+		}
+	}
 	for _, kind := range []string{"xfs", "ext4"} {
 		if err := b.onFilesystem(ctx, kind); err != nil {
 			return fmt.Errorf("on %s: %w", kind, err)
