@@ -37,7 +37,7 @@ func (m *Manager) hostChains(guarded bool) map[string]map[string][]string {
 	refuse := []string{in + " " + out + " -j DROP"}
 	// TCP is carried by the gate, which dials from here. What comes out of a sandbox has lost its rules.
 	refuse = append(refuse, in+" -p tcp -j DROP")
-	for _, r := range m.cfg.Floor.Ranges() {
+	for _, r := range m.floor.Load().Ranges() {
 		if r.Prefix.Addr().Is4() && !slices.Contains(Reserved(m.cfg.Pool)[1:], r.Prefix) {
 			refuse = append(refuse, saved("-d", r.Prefix)+in+" -j REJECT --reject-with icmp-admin-prohibited")
 		}
@@ -108,7 +108,8 @@ func (m *Manager) ensureHostRules(ctx context.Context) (mended bool, err error) 
 	if err != nil {
 		return false, err
 	}
-	if m.hostSeen != 0 && now == m.hostSeen {
+	floor := m.floor.Load()
+	if m.hostSeen != 0 && now == m.hostSeen && floor == m.hostFloor {
 		return false, nil
 	}
 	text, err := run(ctx, m.kernel.tools.save, "")
@@ -130,8 +131,8 @@ func (m *Manager) ensureHostRules(ctx context.Context) (mended bool, err error) 
 			return false, err
 		}
 	}
-	mended = change != "" && m.hostSeen != 0
-	m.hostSeen = now
+	mended = change != "" && m.hostSeen != 0 && floor == m.hostFloor
+	m.hostSeen, m.hostFloor = now, floor
 	return mended, nil
 }
 

@@ -105,6 +105,9 @@ func (n *Network) look(ctx context.Context, settings bool) {
 		return
 	}
 	found, err := n.fault(settings)
+	if err == nil && n.floor != n.m.floor.Load() && !n.sealed { // what is sealed is mended first
+		err = n.replace(ctx, n.plan, func(string) {})
+	}
 	if err == nil && found == nil {
 		return
 	}
