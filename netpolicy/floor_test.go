@@ -14,8 +14,8 @@ import (
 	"stillframe/netpolicy/policy"
 )
 
-// TestFloorMoves: an address that becomes the node's or a peer's is closed to every sandbox, to flows that are open too,
-// in the sandbox's rules and in the host's; one that is given up is open again.
+// TestFloorMoves: an address that becomes the node's or a peer's is closed to every sandbox, to flows that are open
+// too, in the sandbox's rules and in the host's; one that is given up is open again.
 func TestFloorMoves(t *testing.T) {
 	const peer = "203.0.113.5"
 	m := newManager(t)

@@ -70,8 +70,8 @@ func parseResolver(s string) (netip.AddrPort, error) {
 	return at, nil
 }
 
-// floorKeeper knows what no policy of this node's sandboxes opens: the node's own addresses, those of the other members,
-// and where sandboxes are. Addresses change while a node runs, so it looks again.
+// floorKeeper knows what no policy of this node's sandboxes opens: the node's own addresses, those of the other
+// members, and where sandboxes are. Addresses change while a node runs, so it looks again.
 type floorKeeper struct {
 	n     *Node
 	p     parsedEgress
@@ -202,8 +202,8 @@ func (k *floorKeeper) lookUp(ctx context.Context, host string) []netip.Prefix {
 // instance tells this node from others on the same machine, in names of kernel objects.
 func (n *Node) instance() string { return strings.ReplaceAll(string(n.id), "-", "")[:8] }
 
-// startNetworks makes the manager of sandboxes' networks. Where this host cannot enforce policies the node runs without,
-// and starts no sandbox: what is there already can still be looked at and deleted.
+// startNetworks makes the manager of sandboxes' networks. Where this host cannot enforce policies the node runs
+// without, and starts no sandbox: what is there already can still be looked at and deleted.
 func (n *Node) startNetworks(ctx context.Context) error {
 	p, err := n.cfg.Egress.parse()
 	if err != nil {

@@ -15,8 +15,8 @@ import (
 	"stillframe/hypervisor"
 )
 
-// TestRestoreElsewhere has a node that holds a snapshot and no room for its clones: another one fetches the data, however
-// often it is killed while it does, keeps it for the next time, and lets go of it with the snapshot.
+// TestRestoreElsewhere has a node that holds a snapshot and no room for its clones: another one fetches the data,
+// however often it is killed while it does, keeps it for the next time, and lets go of it with the snapshot.
 func TestRestoreElsewhere(t *testing.T) {
 	c := newCluster(t, "--overcommit-vcpu", "1") // room for two small sandboxes on each
 	holder := c.nodes[0]
@@ -62,7 +62,8 @@ func TestRestoreElsewhere(t *testing.T) {
 	require.NoError(t, holder.api.DeleteSandbox(within(t), atHome.id))
 	require.NoError(t, holder.api.DeleteSnapshot(within(t), sn.ID))
 	for _, n := range others {
-		n.eventually("the copy goes with the snapshot", func() bool { return len(names(n, filepath.Join(n.dir, "copies"))) == 0 })
+		copies := filepath.Join(n.dir, "copies")
+		n.eventually("the copy goes with the snapshot", func() bool { return len(names(n, copies)) == 0 })
 	}
 	damageIsFound(c, g)
 	g.requireRuns()
