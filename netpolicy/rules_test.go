@@ -174,6 +174,20 @@ func TestForwardingAgreesWithThePlan(t *testing.T) {
 	}
 }
 
+// A node's own addresses are those of its ends of the pairs too. They make no rules, or every sandbox would change those
+// of all others at the next start.
+func TestFloorRangesThatLieInOthersMakeNoRules(t *testing.T) {
+	var own []netip.Prefix
+	for i := range byte(200) {
+		own = append(own, netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 126, 0, i}), 32))
+	}
+	peers := []netip.Prefix{netip.MustParsePrefix("198.51.100.2/32"), netip.MustParsePrefix("198.51.100.2/32")}
+	plain, full := policy.NewFloor(nil, peers, Reserved(DefaultPool)), policy.NewFloor(own, peers, Reserved(DefaultPool))
+	for _, plan := range []*policy.Plan{compiled(t, policy.ModeAllowAll), compiled(t, policy.ModeCustom, "100.64.0.0/10")} {
+		require.Equal(t, forwardingOf(plan, plain), forwardingOf(plan, full))
+	}
+}
+
 // within may say no where it is yes, never the other way round: then Replace would open too early.
 func TestWithinIsNeverWrong(t *testing.T) {
 	floor := testFloor(t)
