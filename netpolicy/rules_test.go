@@ -83,7 +83,7 @@ func TestRulesReadBackAsWritten(t *testing.T) {
 			k := kernel{tools: tools, bounds: c.bounds.orDefault()}
 			inNamespace(t, func(ctx context.Context) {
 				require.NoError(t, k.restoreAll(ctx, c.policies))
-				have, _, err := k.readStable(ctx)
+				have, _, err := readStable(ctx, k.readAll)
 				require.NoError(t, err)
 				want := k.meant(c.policies)
 				for _, table := range have.diff(want) {
@@ -92,7 +92,7 @@ func TestRulesReadBackAsWritten(t *testing.T) {
 				// And a difference is seen.
 				_, err = run(ctx, tools.restore, "*filter\n-A OUTPUT -o up0 -j ACCEPT\nCOMMIT\n", "--noflush")
 				require.NoError(t, err)
-				have, _, err = k.readStable(ctx)
+				have, _, err = readStable(ctx, k.readAll)
 				require.NoError(t, err)
 				require.Equal(t, []string{"filter"}, have.diff(want))
 			})
@@ -109,7 +109,7 @@ func TestByteRatesReadBack(t *testing.T) {
 		} {
 			k := kernel{tools: tools, bounds: Bounds{BytesPerSecond: rate}.orDefault()}
 			require.NoError(t, k.restoreAll(ctx, nil))
-			have, _, err := k.readStable(ctx)
+			have, _, err := readStable(ctx, k.readAll)
 			require.NoError(t, err)
 			require.Empty(t, have.diff(k.meant(nil)), rate)
 			k.bounds.BytesPerSecond /= 2
