@@ -87,8 +87,8 @@ func (m *Manager) guardRule() string {
 	return fmt.Sprintf("-A %s ! -i %s+ ! -o %s+ -j DROP", m.chain("REFUSE"), HostLinkPrefix, HostLinkPrefix)
 }
 
-// ensureHost writes the host's rules if they are not in place, and tells whether they no longer were. Rules that are not
-// ours stay as they are and where they are.
+// ensureHost writes the host's rules if they are not in place, and tells whether they no longer were. Rules that are
+// not ours stay as they are and where they are.
 func (m *Manager) ensureHost(ctx context.Context) (mended bool, err error) {
 	first := m.hostSeen == 0
 	if mended, err = m.ensureHostRules(ctx); err != nil {

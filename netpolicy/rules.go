@@ -37,8 +37,8 @@ func (f forwarding) opens() bool {
 
 // Bounds are what one sandbox may take of the node. Zero means the default of each.
 //
-// The gate refuses what goes beyond them, and says so. The kernel counts also what is not the gate's, and can only drop,
-// so it does so later: at four times as many connections, and at two and a half times as many new ones.
+// The gate refuses what goes beyond them, and says so. The kernel counts also what is not the gate's, and can only
+// drop, so it does so later: at four times as many connections, and at two and a half times as many new ones.
 type Bounds struct {
 	Connections    int // at once; 1024
 	NewPerSecond   int // new connections in a second, twice as many in a burst; 200

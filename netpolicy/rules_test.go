@@ -174,8 +174,8 @@ func TestForwardingAgreesWithThePlan(t *testing.T) {
 	}
 }
 
-// A node's own addresses are those of its ends of the pairs too. They make no rules, or every sandbox would change those
-// of all others at the next start.
+// A node's own addresses are those of its ends of the pairs too. They make no rules, or every sandbox would change
+// those of all others at the next start.
 func TestFloorRangesThatLieInOthersMakeNoRules(t *testing.T) {
 	var own []netip.Prefix
 	for i := range byte(200) {
@@ -183,7 +183,9 @@ func TestFloorRangesThatLieInOthersMakeNoRules(t *testing.T) {
 	}
 	peers := []netip.Prefix{netip.MustParsePrefix("198.51.100.2/32"), netip.MustParsePrefix("198.51.100.2/32")}
 	plain, full := policy.NewFloor(nil, peers, Reserved(DefaultPool)), policy.NewFloor(own, peers, Reserved(DefaultPool))
-	for _, plan := range []*policy.Plan{compiled(t, policy.ModeAllowAll), compiled(t, policy.ModeCustom, "100.64.0.0/10")} {
+	for _, plan := range []*policy.Plan{
+		compiled(t, policy.ModeAllowAll), compiled(t, policy.ModeCustom, "100.64.0.0/10"),
+	} {
 		require.Equal(t, forwardingOf(plan, plain), forwardingOf(plan, full))
 	}
 }
