@@ -37,10 +37,8 @@ func (m *Manager) hostChains(guarded bool) map[string]map[string][]string {
 	refuse := []string{in + " " + out + " -j DROP"}
 	// TCP is carried by the gate, which dials from here. What comes out of a sandbox has lost its rules.
 	refuse = append(refuse, in+" -p tcp -j DROP")
-	for _, r := range m.floor.Load().Ranges() {
-		if r.Prefix.Addr().Is4() && !slices.Contains(Reserved(m.cfg.Pool)[1:], r.Prefix) {
-			refuse = append(refuse, saved("-d", r.Prefix)+in+" -j REJECT --reject-with icmp-admin-prohibited")
-		}
+	for _, p := range floorRanges(*m.floor.Load()) {
+		refuse = append(refuse, saved("-d", p)+in+" -j REJECT --reject-with icmp-admin-prohibited")
 	}
 	refuse = append(refuse, out+" -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP")
 	if guarded {

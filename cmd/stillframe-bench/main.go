@@ -45,21 +45,21 @@ type options struct {
 	dir      string
 	out      string
 	images   string
+	only     string
 	verbose  bool
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if number := os.Getenv(networkChild); number != "" {
-		if err := measureNetworks(ctx, number); err != nil {
-			fmt.Fprintln(os.Stderr, "stillframe-bench:", err)
-			stop()
-			os.Exit(1)
-		}
-		return
+	work := func() error { return run(ctx, os.Args[1:], os.Stdout) }
+	if os.Getenv(egressInner) != "" {
+		work = func() error { return runEgress(ctx, os.Stdout) }
 	}
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+	if number := os.Getenv(networkChild); number != "" {
+		work = func() error { return measureNetworks(ctx, number) }
+	}
+	if err := work(); err != nil {
 		fmt.Fprintln(os.Stderr, "stillframe-bench:", err)
 		stop()
 		os.Exit(1)
@@ -77,6 +77,7 @@ func parse(args []string) (options, error) {
 	flags.StringVar(&o.dir, "dir", os.TempDir(), "folder for the loop filesystems")
 	flags.StringVar(&o.out, "out", "build/bench.json", "file for the figures")
 	flags.StringVar(&o.images, "images", "", "images folder (default as for stillframe server)")
+	flags.StringVar(&o.only, "only", "", "measure only these: vm (on virtual machines) or egress (the network policy)")
 	flags.BoolVar(&o.verbose, "v", false, "show the node's log")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -87,6 +88,9 @@ func parse(args []string) (options, error) {
 			return o, fmt.Errorf("--sizes %q: want MiB from 256 up", field)
 		}
 		o.sizes = append(o.sizes, mib)
+	}
+	if o.only != "" && o.only != "vm" && o.only != "egress" {
+		return o, fmt.Errorf("--only %q: want vm or egress", o.only)
 	}
 	if o.repeat < 1 || o.clones < 1 {
 		return o, errors.New("--repeat and --clones must be positive")
@@ -105,12 +109,20 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	b := &bench{options: o, log: log, out: out}
-	if o.networks > 0 {
-		if err := b.networkFigures(ctx); err != nil {
-			return err
+	if o.only != "vm" {
+		if o.networks > 0 {
+			if err := b.networkFigures(ctx); err != nil {
+				return err
+			}
+		}
+		if err := b.egress(ctx); err != nil {
+			return fmt.Errorf("egress: %w", err)
 		}
 	}
 	for _, kind := range []string{"xfs", "ext4"} {
+		if o.only == "egress" {
+			break
+		}
 		if err := b.onFilesystem(ctx, kind); err != nil {
 			return fmt.Errorf("on %s: %w", kind, err)
 		}
