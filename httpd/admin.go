@@ -14,7 +14,7 @@ import (
 
 // adminRoutes is the administration API. Whoever may connect to its socket may use it: the socket's mode is the lock.
 func (s *Server) adminRoutes() []route {
-	return []route{
+	return append(s.operationRoutes(), []route{
 		{method: post, path: "/admin/v1/orgs", open: true, do: s.createOrg},
 		{method: get, path: "/admin/v1/orgs", open: true, do: s.listOrgs},
 		{method: patch, path: "/admin/v1/orgs/{org}", open: true, do: s.setLimits},
@@ -23,7 +23,7 @@ func (s *Server) adminRoutes() []route {
 		{method: del, path: "/admin/v1/keys/{key_id}", open: true, do: s.revokeKey},
 		{method: get, path: "/admin/v1/backup", open: true, do: s.backup},
 		{method: post, path: "/admin/v1/reseal", open: true, do: s.reseal},
-	}
+	}...)
 }
 
 // orgView is an organization on the wire of the administration API.

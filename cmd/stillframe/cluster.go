@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -17,7 +18,7 @@ import (
 // clusterCommand holds the commands that make the files of a cluster. They join the group of the same name in cli.
 func clusterCommand(env cli.Env) *cobra.Command {
 	cmd := &cobra.Command{Use: "cluster"}
-	cmd.AddCommand(clusterInit(env), clusterRenew(env), clusterBackup(env), clusterRestore(env),
+	cmd.AddCommand(clusterInit(env), clusterAdd(env), clusterRenew(env), clusterBackup(env), clusterRestore(env),
 		clusterRotateSecrets(env))
 	return cmd
 }
@@ -63,11 +64,44 @@ func parseMembers(nodes string) ([]cluster.Member, error) {
 	for part := range strings.SplitSeq(nodes, ",") {
 		name, addr, ok := strings.Cut(part, "=")
 		if !ok {
-			return nil, fmt.Errorf("--nodes: %q is not NAME=HOST:PORT", part)
+			return nil, fmt.Errorf("%q is not NAME=HOST:PORT", part)
 		}
 		members = append(members, cluster.Member{ID: fsm.NodeID(uuid.NewString()), Name: name, Addr: addr})
 	}
 	return members, nil
+}
+
+func clusterAdd(env cli.Env) *cobra.Command {
+	var dir string
+	cmd := &cobra.Command{
+		Use:   "add --dir DIR NAME=HOST:PORT",
+		Short: "Make the identity folder of a node that is to join a cluster",
+		Long: `Make DIR/NAME, the identity folder of a new node, with the authority in DIR: the folder that "stillframe cluster init"
+made, with the folders of the members in it. Take the new folder to its host and start the node with "stillframe server
+--cluster": it finds the others and joins, at first without a vote, and gets one when it has caught up.
+
+HOST:PORT is where the other nodes reach it.`,
+		Example: "  stillframe cluster add --dir ./prod d=10.0.0.4:7071",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			members, err := parseMembers(args[0])
+			if err != nil {
+				return err
+			}
+			if len(members) != 1 {
+				return errors.New("one node at a time")
+			}
+			if err := cluster.Add(dir, members[0]); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(env.Out, "%s\t%s\t%s\n", members[0].Name, members[0].ID, filepath.Join(dir, members[0].Name))
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&dir, "dir", "", "folder of the cluster's files (required)")
+	_ = cmd.MarkFlagRequired("dir")
+	_ = cmd.MarkFlagDirname("dir")
+	return cmd
 }
 
 func clusterRenew(cli.Env) *cobra.Command {

@@ -57,8 +57,12 @@ type Config struct {
 	IntentDeadline time.Duration
 	// NodeLease is how long a node may be silent before the leader gives it up; 0 is the cluster's default.
 	NodeLease time.Duration
-	Version   string
-	Logger    *slog.Logger
+	// Advertise is where other nodes reach this one, host:port; empty: at its address in the member list.
+	Advertise string
+	// DeadServerCleanup is how long a voter must be gone to lose its vote until it is back; 0: it keeps it.
+	DeadServerCleanup time.Duration
+	Version           string
+	Logger            *slog.Logger
 }
 
 // Node is a running node.
@@ -186,9 +190,10 @@ func (n *Node) openLog(ctx context.Context) (err error) {
 	cfg := cluster.Config{
 		Identity: n.identity, Dir: filepath.Join(n.cfg.DataDir, "raft"), Addr: n.cfg.RaftListen, Logger: n.cfg.Logger,
 		Voters: n.identity.Voters(), NodeLease: n.cfg.NodeLease, Version: n.cfg.Version,
+		Advertise: n.cfg.Advertise, DeadServerCleanup: n.cfg.DeadServerCleanup,
 	}
-	if len(cfg.Voters) == 1 {
-		// A single voter waits for nobody: long timeouts would only make its start slow.
+	if n.cfg.Cluster == "" {
+		// A cluster of its own, which none can join: long timeouts would only make its start slow.
 		cfg.HeartbeatTimeout, cfg.ElectionTimeout, cfg.LeaseTimeout = soloTimeout, soloTimeout, soloTimeout
 	}
 	if n.log, err = cluster.Open(cfg); err != nil {
@@ -327,7 +332,7 @@ func (n *Node) startAPI(ctx context.Context) (err error) {
 		Addr: n.cfg.Listen, TLS: serverTLS, AdminSocket: n.AdminSocket(), Log: n.log, Ready: n.ready,
 		Guests:   guests{n.id, n.log.State, n.owner, n.tunnels},
 		Policies: policies, Secrets: n.secrets,
-		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus, Backup: n.backup,
+		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus, Backup: n.backup, Operations: operations{n.log},
 		Reseal:   n.Reseal,
 		Registry: n.registry, Logger: n.cfg.Logger, Version: n.cfg.Version,
 	})

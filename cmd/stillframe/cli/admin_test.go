@@ -125,3 +125,33 @@ func TestNoAdminSocket(t *testing.T) {
 	require.Equal(t, cli.ExitUnavailable, w.run("org", "create", "acme", "--socket", "/does/not/exist"))
 	require.NotContains(t, w.err.String(), "--idempotency-key", "these commands have no such flag")
 }
+
+func TestOperations(t *testing.T) {
+	data := serveAdmin(t, map[string]reply{
+		`POST /admin/v1/cluster/transfer {}`:                    {200, `{"leader":"n-1","name":"a"}`},
+		`POST /admin/v1/cluster/transfer {"node":"b"}`:          {200, `{"leader":"n-2","name":"b"}`},
+		`POST /admin/v1/cluster/drain {"node":"b"}`:             {200, `{"node":"n-2","name":"b","drained":true,"sandboxes":3}`},
+		`POST /admin/v1/cluster/drain {"node":"b","undo":true}`: {200, `{"node":"n-2","name":"b","sandboxes":3}`},
+		`POST /admin/v1/cluster/drain {"node":"b","snapshot":true}`: {200, `{"node":"n-2","name":"b","drained":true,` +
+			`"sandboxes":1,"snapshots":[{"sandbox_id":"sbx-1","snapshot_id":"snap-1","name":"drained-sbx-1"},` +
+			`{"sandbox_id":"sbx-2","error":"the node's disk is full"}]}`},
+		`POST /admin/v1/cluster/remove {"force":false,"node":"b"}`: {409, `{"message":"node b holds 3 sandboxes"}`},
+		`POST /admin/v1/cluster/remove {"force":true,"node":"b"}`:  {200, `{"removed":"n-2","name":"b"}`},
+		`POST /admin/v1/cluster/remove {"force":false,"node":"x"}`: {404, `{"message":"no node \"x\" is in the cluster"}`},
+	})
+	w := newWorld(t)
+	require.Contains(t, w.does("cluster", "transfer", "--data", data), "n-1")
+	require.Equal(t, "n-2\n", w.does("cluster", "transfer", "b", "-q", "--data", data))
+	require.Equal(t, "b drained; 3 sandboxes are on it\n", w.does("cluster", "drain", "b", "--data", data))
+	require.Equal(t, "b takes sandboxes; 3 sandboxes are on it\n", w.does("cluster", "drain", "b", "--undo", "--data", data))
+	require.Equal(t, cli.ExitFailure, w.run("cluster", "drain", "b", "--snapshot", "--data", data), "one was not kept")
+	require.Contains(t, w.out.String(), "drained-sbx-1")
+	require.Contains(t, w.err.String(), "sbx-2: the node's disk is full")
+	require.Equal(t, cli.ExitUsage, w.run("cluster", "drain", "b", "--snapshot", "--undo", "--data", data))
+
+	require.Equal(t, cli.ExitConflict, w.run("cluster", "remove", "b", "--data", data))
+	require.Contains(t, w.err.String(), "holds 3 sandboxes")
+	require.Equal(t, "b removed\n", w.does("cluster", "remove", "b", "--force", "--data", data))
+	require.Equal(t, cli.ExitNotFound, w.run("cluster", "remove", "x", "--data", data))
+	require.Contains(t, w.err.String(), "stillframe cluster status")
+}
