@@ -230,7 +230,11 @@ func (t *terminator) dialUpstream(addr string, conf *tls.Config) (net.Conn, erro
 	ctx, cancel := context.WithTimeout(t.s.ctx, t.s.limits.DialTime)
 	defer cancel()
 	raw, err := t.s.dialName(ctx, name, uint16(port), func(a netip.Addr) (string, bool) {
-		return t.s.Plan().Open(t.s.gate.cfg.Floor, a)
+		plan := t.s.Plan() // of this moment: the one that the request was decided by may have been replaced
+		if v := plan.Name(name); v.Action != policy.Terminate {
+			return v.Rule, false
+		}
+		return plan.Open(t.s.gate.cfg.Floor, a)
 	})
 	if err != nil {
 		return nil, err
