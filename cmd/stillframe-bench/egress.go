@@ -37,6 +37,7 @@ const (
 	tlsBytes    = 512 << 20
 	tunnelName  = "tunnel.bench.example"
 	webName     = "web.bench.example"
+	everywhere  = "0.0.0.0" // of a namespace that nothing else is in
 )
 
 // egress measures what stands between a sandbox and the network: through the gate against routed directly, over the
@@ -64,6 +65,11 @@ func (b *bench) egress(ctx context.Context) error {
 	return nil
 }
 
+var (
+	listener net.ListenConfig
+	dialer   net.Dialer
+)
+
 // lane is one way for a connection to take.
 type lane struct {
 	addr string // that the guest dials
@@ -84,19 +90,20 @@ func runEgress(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	e := &egressBench{guest: guest, far: far}
-	if err := errors.Join(e.identity(), e.servers()); err != nil {
+	if err := errors.Join(e.identity(), e.servers(ctx)); err != nil {
 		return err
 	}
-	closeGate, err := e.openGate()
+	closeGate, err := e.openGate(ctx)
 	if err != nil {
 		return err
 	}
 	direct := lane{farDirect, tunnelName}
 	err = errors.Join(
-		e.connecting("egress tunnel, connect", direct, lane{farByName, tunnelName}, 1.3, 1.3),
-		e.connecting("egress transform, request", direct, lane{farByName, webName}, 2, 0),
-		e.carrying("egress tunnel, 2 GiB", 1/0.9, e.plain(farDirect), e.plain(farByCIDR)),
-		e.carrying("egress transform, 512 MiB over TLS", 1/0.7, e.secure(direct), e.secure(lane{farByName, webName})),
+		e.connecting(ctx, "egress tunnel, connect", direct, lane{farByName, tunnelName}, 1.3, 1.3),
+		e.connecting(ctx, "egress transform, request", direct, lane{farByName, webName}, 2, 0),
+		e.carrying("egress tunnel, 2 GiB", 1/0.9, e.plain(ctx, farDirect), e.plain(ctx, farByCIDR)),
+		e.carrying("egress transform, 512 MiB over TLS", 1/0.7, e.secure(ctx, direct), e.secure(ctx, lane{farByName,
+			webName})),
 		e.asking(),
 		e.mitmproxy(ctx),
 		closeGate(),
@@ -129,19 +136,19 @@ func (e *egressBench) identity() error {
 
 // servers starts the far side: TLS on 443 that answers a request with as many bytes as its path says, bytes on 9000,
 // DNS on 53.
-func (e *egressBench) servers() error {
+func (e *egressBench) servers(ctx context.Context) error {
 	return e.far.do(func() error {
-		secure, err := tls.Listen("tcp4", "0.0.0.0:443", &tls.Config{
+		secure, err := tls.Listen("tcp4", net.JoinHostPort(everywhere, "443"), &tls.Config{
 			Certificates: []tls.Certificate{e.cert}, MinVersion: tls.VersionTLS12,
 		})
 		if err != nil {
 			return err
 		}
-		plain, err := net.Listen("tcp4", "0.0.0.0:9000")
+		plain, err := net.Listen("tcp4", net.JoinHostPort(everywhere, "9000"))
 		if err != nil {
 			return err
 		}
-		udp, err := net.ListenPacket("udp4", farDirect+":53")
+		udp, err := listener.ListenPacket(ctx, "udp4", farDirect+":53")
 		if err != nil {
 			return err
 		}
@@ -210,7 +217,7 @@ func answerQuery(w dns.ResponseWriter, m *dns.Msg) {
 	_ = w.WriteMsg(out)
 }
 
-func (e *egressBench) openGate() (func() error, error) {
+func (e *egressBench) openGate(ctx context.Context) (func() error, error) {
 	plan, err := policy.Compile(policy.Policy{
 		Mode: policy.ModeCustom, AllowDomains: []string{tunnelName, "*.dns.bench.example"},
 		AllowCIDRs: []string{farByCIDR + "/32"},
@@ -241,7 +248,7 @@ func (e *egressBench) openGate() (func() error, error) {
 	if sb.DNSTCP, err = net.Listen("tcp4", gateDNS); err != nil {
 		return nil, err
 	}
-	if sb.UDP, err = net.ListenPacket("udp4", gateDNS); err != nil {
+	if sb.UDP, err = listener.ListenPacket(ctx, "udp4", gateDNS); err != nil {
 		return nil, err
 	}
 	_, err = g.Open(sb)
@@ -249,11 +256,11 @@ func (e *egressBench) openGate() (func() error, error) {
 }
 
 // request connects from the guest, shakes hands, asks for some bytes and gives the time until the last of them.
-func (e *egressBench) request(to lane, port string, size int64) (time.Duration, error) {
+func (e *egressBench) request(ctx context.Context, to lane, port string, size int64) (time.Duration, error) {
 	conf := e.trust.Clone()
 	conf.ServerName = to.name
 	began := time.Now()
-	raw, err := net.Dial("tcp4", net.JoinHostPort(to.addr, port))
+	raw, err := dialer.DialContext(ctx, "tcp4", net.JoinHostPort(to.addr, port))
 	if err != nil {
 		return 0, err
 	}
@@ -279,12 +286,12 @@ func (e *egressBench) request(to lane, port string, size int64) (time.Duration, 
 }
 
 // connecting measures connections in turns: TLS, a request, its answer.
-func (e *egressBench) connecting(what string, direct, through lane, aim50, aim99 float64) error {
+func (e *egressBench) connecting(ctx context.Context, what string, direct, through lane, aim50, aim99 float64) error {
 	times := [2][]time.Duration{}
 	err := e.guest.do(func() error {
 		for i := range connects + 20 {
 			for j, to := range []lane{direct, through} {
-				took, err := e.request(to, "443", 1)
+				took, err := e.request(ctx, to, "443", 1)
 				if err != nil {
 					return err
 				}
@@ -329,9 +336,9 @@ func (e *egressBench) result(what string, value, base time.Duration, aim float64
 }
 
 // plain carries bytes in clear from the far side to the guest.
-func (e *egressBench) plain(addr string) func() (time.Duration, error) {
+func (e *egressBench) plain(ctx context.Context, addr string) func() (time.Duration, error) {
 	return func() (time.Duration, error) {
-		conn, err := net.Dial("tcp4", addr+":9000")
+		conn, err := dialer.DialContext(ctx, "tcp4", addr+":9000")
 		if err != nil {
 			return 0, err
 		}
@@ -352,8 +359,8 @@ func (e *egressBench) plain(addr string) func() (time.Duration, error) {
 	}
 }
 
-func (e *egressBench) secure(to lane) func() (time.Duration, error) {
-	return func() (time.Duration, error) { return e.request(to, "443", tlsBytes) }
+func (e *egressBench) secure(ctx context.Context, to lane) func() (time.Duration, error) {
+	return func() (time.Duration, error) { return e.request(ctx, to, "443", tlsBytes) }
 }
 
 // carrying measures the time for a number of bytes, in turns; the medians count. The ratio of times is that of

@@ -24,6 +24,7 @@ func (e *egressBench) mitmproxy(ctx context.Context) (err error) {
 	}
 	defer os.RemoveAll(conf) //nolint:errcheck // a temporary folder
 	ctx, stop := context.WithCancel(ctx)
+	//nolint:gosec // the operator names the program to be measured, as STILLFRAME_VMM does
 	cmd := exec.CommandContext(ctx, path, "-q", "--mode", "reverse:https://"+farDirect+":443", "--listen-host", nearHost,
 		"--listen-port", mitmPort, "--set", "confdir="+conf, "--set", "ssl_insecure=true", "--set", "stream_large_bodies=1m",
 		"--set", "flow_detail=0", "--modify-headers", "/~q/X-Key/value")
@@ -45,11 +46,11 @@ func (e *egressBench) mitmproxy(ctx context.Context) (err error) {
 	var times [2][]time.Duration
 	err = e.guest.do(func() error {
 		for range connects / 4 {
-			a, err := e.request(ours, "443", 1)
+			a, err := e.request(ctx, ours, "443", 1)
 			if err != nil {
 				return err
 			}
-			b, err := e.request(theirs, mitmPort, 1)
+			b, err := e.request(ctx, theirs, mitmPort, 1)
 			if err != nil {
 				return err
 			}
@@ -62,7 +63,7 @@ func (e *egressBench) mitmproxy(ctx context.Context) (err error) {
 		return err
 	}
 	return e.carrying("egress transform ÷ mitmproxy, 512 MiB", 1,
-		func() (time.Duration, error) { return e.request(theirs, mitmPort, tlsBytes) }, e.secure(ours))
+		func() (time.Duration, error) { return e.request(ctx, theirs, mitmPort, tlsBytes) }, e.secure(ctx, ours))
 }
 
 // listening waits until a program listens.

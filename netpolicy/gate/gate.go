@@ -117,5 +117,6 @@ func (g *Gate) Close() error {
 	for _, s := range sessions {
 		errs = append(errs, s.Close())
 	}
+	g.names.close()
 	return errors.Join(errs...)
 }

@@ -31,11 +31,15 @@ type resolver struct {
 	looked  time.Time
 	changed time.Time
 	found   []string // of resolvConf
+	sockets map[string][]*socket
+	closed  bool
 }
 
 func newResolver(upstreams []netip.AddrPort) *resolver {
 	r := &resolver{
-		udp: &dns.Client{Net: "udp", Timeout: tryTime, UDPSize: udpSize}, tcp: &dns.Client{Net: "tcp", Timeout: tryTime},
+		udp:     &dns.Client{Net: "udp", Timeout: tryTime, UDPSize: udpSize},
+		tcp:     &dns.Client{Net: "tcp", Timeout: tryTime},
+		sockets: map[string][]*socket{},
 	}
 	for _, u := range upstreams {
 		r.fixed = append(r.fixed, u.String())
@@ -92,7 +96,7 @@ func (r *resolver) askOne(ctx context.Context, q dns.Question, server string) (*
 	m.Id = dns.Id()
 	m.RecursionDesired = true
 	m.SetEdns0(udpSize, false)
-	answer, _, err := r.udp.ExchangeContext(ctx, m, server)
+	answer, err := r.askUDP(ctx, m, server)
 	if err == nil && answer.Truncated {
 		answer, _, err = r.tcp.ExchangeContext(ctx, m, server)
 	}
@@ -106,6 +110,78 @@ func (r *resolver) askOne(ctx context.Context, q dns.Question, server string) (*
 		return nil, fmt.Errorf("resolver: answers %s", dns.RcodeToString[answer.Rcode])
 	}
 	return answer, nil
+}
+
+// socket is a UDP socket to a resolver. Making one costs as much as asking, so some are kept; each for a few questions,
+// so that its port stays as hard to guess as the id of a message.
+type socket struct {
+	*dns.Conn
+	used  int
+	since time.Time
+}
+
+const (
+	socketUses = 16
+	socketAge  = 5 * time.Second
+	socketIdle = 16 // kept for each resolver
+)
+
+func (r *resolver) askUDP(ctx context.Context, m *dns.Msg, server string) (*dns.Msg, error) {
+	s := r.take(server)
+	if s == nil {
+		conn, err := r.udp.DialContext(ctx, server)
+		if err != nil {
+			return nil, err
+		}
+		s = &socket{Conn: conn, since: time.Now()}
+	}
+	answer, _, err := r.udp.ExchangeWithConnContext(ctx, m, s.Conn)
+	s.used++
+	if err != nil { // an answer may yet come, and would be the next question's
+		_ = s.Close()
+		return nil, err
+	}
+	r.keep(server, s)
+	return answer, nil
+}
+
+func (r *resolver) take(server string) *socket {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		kept := r.sockets[server]
+		if len(kept) == 0 {
+			return nil
+		}
+		s := kept[len(kept)-1]
+		r.sockets[server] = kept[:len(kept)-1]
+		if time.Since(s.since) < socketAge {
+			return s
+		}
+		_ = s.Close()
+	}
+}
+
+func (r *resolver) keep(server string, s *socket) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || s.used >= socketUses || len(r.sockets[server]) >= socketIdle {
+		_ = s.Close()
+		return
+	}
+	r.sockets[server] = append(r.sockets[server], s)
+}
+
+func (r *resolver) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	for _, kept := range r.sockets {
+		for _, s := range kept {
+			_ = s.Close()
+		}
+	}
+	clear(r.sockets)
 }
 
 // chain gives the records of an answer that belong to the question: the aliases, one after the other, and the records

@@ -43,6 +43,7 @@ func newTerminator(s *Session) *terminator {
 	t := &terminator{s: s, conns: newHandover()}
 	t.tls = &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetCertificate: t.certificate,
+		DynamicRecordSizingDisabled: true,
 	}
 	t.http1, t.http2 = t.transport(false), t.transport(true)
 	t.proxy = &httputil.ReverseProxy{
@@ -87,7 +88,8 @@ func (t *terminator) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, 
 // serve terminates a flow's TLS, hands it to the HTTP server, and comes back when nothing of it runs.
 func (t *terminator) serve(f *flow) {
 	base := &heardConn{Conn: f.client, heard: bytes.NewReader(f.said.raw), flow: f, closed: make(chan struct{})}
-	conn := tls.Server(base, t.tls)
+	under := newWire(base)
+	conn := tls.Server(under, t.tls)
 	ctx, cancel := context.WithTimeout(f.ctx, t.s.limits.HelloTime)
 	err := conn.HandshakeContext(ctx)
 	cancel()
@@ -101,7 +103,7 @@ func (t *terminator) serve(f *flow) {
 	}
 	var serve net.Conn = conn
 	if conn.ConnectionState().NegotiatedProtocol != "h2" {
-		serve = newGuard(conn, f, t.s.limits.HelloBytes)
+		serve = newGuard(&corkedTLS{Conn: conn, wire: under}, f, t.s.limits.HelloBytes)
 	}
 	if t.conns.give(f.ctx, serve) {
 		select {
@@ -180,8 +182,10 @@ func withFlow(ctx context.Context, conn net.Conn) context.Context {
 		ctx = context.WithValue(ctx, guardKey{}, c)
 		return context.WithValue(ctx, flowKey{}, c.flow)
 	case *tls.Conn:
-		if base, ok := c.NetConn().(*heardConn); ok {
-			return context.WithValue(ctx, flowKey{}, base.flow)
+		if under, ok := c.NetConn().(*wire); ok {
+			if base, ok := under.Conn.(*heardConn); ok {
+				return context.WithValue(ctx, flowKey{}, base.flow)
+			}
 		}
 	}
 	return ctx
@@ -197,7 +201,7 @@ func (t *terminator) transport(h2 bool) *http.Transport {
 	protocols.SetHTTP2(h2)
 	conf := &tls.Config{
 		MinVersion: tls.VersionTLS12, RootCAs: t.s.gate.cfg.Roots, NextProtos: []string{"http/1.1"},
-		ClientSessionCache: tls.NewLRUClientSessionCache(64),
+		ClientSessionCache: tls.NewLRUClientSessionCache(64), DynamicRecordSizingDisabled: true,
 	}
 	if h2 {
 		conf.NextProtos = []string{"h2", "http/1.1"}
@@ -226,14 +230,19 @@ func (t *terminator) dialUpstream(addr string, conf *tls.Config) (net.Conn, erro
 	ctx, cancel := context.WithTimeout(t.s.ctx, t.s.limits.DialTime)
 	defer cancel()
 	raw, err := t.s.dialName(ctx, name, uint16(port), func(a netip.Addr) (string, bool) {
-		return t.s.Plan().Open(t.s.gate.floor(), a)
+		plan := t.s.Plan() // of this moment: the one that the request was decided by may have been replaced
+		if v := plan.Name(name); v.Action != policy.Terminate {
+			return v.Rule, false
+		}
+		return plan.Open(t.s.gate.floor(), a)
 	})
 	if err != nil {
 		return nil, err
 	}
 	conf = conf.Clone()
 	conf.ServerName = name
-	conn := tls.Client(raw, conf)
+	under := newWire(raw)
+	conn := tls.Client(under, conf)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		f := &failure{what: "tls", reason: "the TLS handshake with the upstream failed", cause: err}
@@ -243,7 +252,10 @@ func (t *terminator) dialUpstream(addr string, conf *tls.Config) (net.Conn, erro
 		}
 		return nil, f
 	}
-	return conn, nil
+	if conn.ConnectionState().NegotiatedProtocol == "h2" {
+		return conn, nil // as the library wants it
+	}
+	return &corkedTLS{Conn: conn, wire: under}, nil
 }
 
 // buffers lends the proxy its copying buffers.

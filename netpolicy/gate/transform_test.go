@@ -449,7 +449,7 @@ func TestWebSocket(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, msg, string(got))
 	}
-	require.Greater(t, g.Log(1)[0].Up, int64(100<<10))
+	require.Eventually(t, func() bool { return g.Log(1)[0].Up > 100<<10 }, 10*time.Second, time.Millisecond)
 	require.Equal(t, 1, g.replace(policy.Policy{Mode: policy.ModeDenyAll}), "and it is cut")
 	_, err := in.ReadByte()
 	require.Error(t, err)
