@@ -12,8 +12,8 @@ import (
 	"stillframe/fsm"
 )
 
-// Proposals on their way to the leader share calls: what comes while earlier calls are under way goes with the next one,
-// as entries share a write to the disk.
+// Proposals on their way to the leader share calls: what comes while earlier calls are under way goes with the next
+// one, as entries share a write to the disk.
 const (
 	// forwardCalls is how many calls are under way at once.
 	forwardCalls = 4
@@ -175,9 +175,9 @@ func (n *Node) answerProposal(ctx context.Context, data []byte) applyAnswer {
 	if _, err := fsm.Decode(data); err != nil { // a proposal of a newer program must not get into this one's log
 		return applyAnswer{Failed: fsm.Wrap(fsm.KindUnavailable, err, "the leader does not know this command")}
 	}
-	if o := n.applyHere(ctx, data); o.index == 0 {
+	o := n.applyHere(ctx, data)
+	if o.index == 0 {
 		return applyAnswer{Failed: asError(o.err)}
-	} else {
-		return applyAnswer{Index: o.index, Result: &o.result, Refused: o.err != nil}
 	}
+	return applyAnswer{Index: o.index, Result: &o.result, Refused: o.err != nil}
 }

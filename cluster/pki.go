@@ -57,8 +57,8 @@ func checkMember(m Member) error {
 }
 
 // Init makes a new cluster: a CA in dir, and for each member a folder dir/NAME with its identity (see OpenIdentity),
-// which is what goes to that member's host, and in each the keys for secrets of the state (see package seal). dir must not
-// hold a cluster yet. Folders are readable by their owner only.
+// which is what goes to that member's host, and in each the keys for secrets of the state (see package seal). dir must
+// not hold a cluster yet. Folders are readable by their owner only.
 func Init(dir string, members []Member) error {
 	if len(members) == 0 {
 		return errors.New("make a cluster: no members")
@@ -183,9 +183,9 @@ func (ca *authority) write(dir string) error {
 	return writeKey(filepath.Join(dir, fileCAKey), ca.key)
 }
 
-// RotateSecrets adds a key for the secrets of the state to the cluster whose files are in dir, and to the folders of its
-// members there. Nodes on other hosts get it with their folder's seal.FileName, for which there is time until the key is
-// used. It gives the key's id and that time. One that was cut off is finished by the next.
+// RotateSecrets adds a key for the secrets of the state to the cluster whose files are in dir, and to the folders of
+// its members there. Nodes on other hosts get it with their folder's seal.FileName, for which there is time until the
+// key is used. It gives the key's id and that time. One that was cut off is finished by the next.
 func RotateSecrets(dir string, useAfter time.Time) (id string, from time.Time, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

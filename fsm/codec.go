@@ -31,9 +31,9 @@ var handle = func() *codec.MsgpackHandle {
 }()
 
 // decoders holds, for each command type, the decoders of its versions, the first for version 1. Encode writes the last
-// one. An entry is never removed or changed: logs written by older programs stay readable. A field that is left out when
-// empty may be added without a new version: what does not use it stays as it was, and a program that does not know it
-// refuses what does.
+// one. An entry is never removed or changed: logs written by older programs stay readable. A field that is left out
+// when empty may be added without a new version: what does not use it stays as it was, and a program that does not
+// know it refuses what does.
 var decoders = map[CommandType][]func([]byte) (Command, error){
 	TypePutOrg:          {decodeAs[PutOrg]},
 	TypePutKey:          {decodeAs[PutKey]},

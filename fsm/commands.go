@@ -157,8 +157,8 @@ type Complete struct {
 	PolicyFellBack bool `codec:"pf,omitempty"`
 }
 
-// ReportStopped is the owner's word that a running sandbox has lost its VM: the sandbox is stopped, with the reason, and
-// the replacement of its network policy, where one is under way, has failed.
+// ReportStopped is the owner's word that a running sandbox has lost its VM: the sandbox is stopped, with the reason,
+// and the replacement of its network policy, where one is under way, has failed.
 // Refused as superseded when the sandbox is not running or Owner and Epoch are not its own.
 type ReportStopped struct {
 	Now     Time      `codec:"now"`

@@ -112,8 +112,8 @@ func (p *problems) sealedCA(ca []byte) {
 	p.addf(len(ca) <= maxSealedCABytes, "the sealed CA has more than %d bytes", maxSealedCABytes)
 }
 
-// withoutSecrets is a closed intent as it is kept: answers show the names of injected headers only, and what is not kept
-// needs no sealing anew.
+// withoutSecrets is a closed intent as it is kept: answers show the names of injected headers only, and what is not
+// kept needs no sealing anew.
 func (in Intent) withoutSecrets() Intent {
 	in.NetworkPolicy = in.NetworkPolicy.withoutSecrets()
 	if in.ResultSandbox != nil {

@@ -5,10 +5,10 @@ import (
 	"slices"
 )
 
-// Reseal puts values that were sealed anew, under another key, in the place of the ones before, in one sandbox, snapshot
-// or open intent. It is a compare-and-swap: refused as a conflict, with nothing changed, unless every value that it names
-// is still there. So it may be repeated, and never undoes a change that was made meanwhile. What the values mean stays
-// the same, which only the proposer can know.
+// Reseal puts values that were sealed anew, under another key, in the place of the ones before, in one sandbox,
+// snapshot or open intent. It is a compare-and-swap: refused as a conflict, with nothing changed, unless every value
+// that it names is still there. So it may be repeated, and never undoes a change that was made meanwhile. What the
+// values mean stays the same, which only the proposer can know.
 type Reseal struct {
 	Now      Time        `codec:"now"`
 	Sandbox  SandboxID   `codec:"sb,omitempty"` // exactly one of these three

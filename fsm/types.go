@@ -101,8 +101,8 @@ type NetworkPolicy struct {
 	Transforms   []Transform `codec:"t,omitempty" json:"transforms,omitempty"`
 }
 
-// Transform brokers credentials for a domain. The values of InjectHeaders are secrets: what the state holds is sealed with
-// a key that is not in it.
+// Transform brokers credentials for a domain. The values of InjectHeaders are secrets: what the state holds is sealed
+// with a key that is not in it.
 type Transform struct {
 	Domain        string            `codec:"d" json:"domain"`
 	InjectHeaders map[string]string `codec:"i,omitempty" json:"inject_headers,omitempty"`
@@ -247,8 +247,8 @@ type Intent struct {
 	State    IntentState `codec:"s"`
 	// KillAfter: a snapshot intent that, done, deletes its sandbox (by a delete intent that its completion opens).
 	KillAfter bool `codec:"ka,omitempty"`
-	// NetworkPolicy is what a set-policy intent is to put in force, and of no other kind. The values of its headers go when
-	// it is closed.
+	// NetworkPolicy is what a set-policy intent is to put in force, and of no other kind. The values of its headers go
+	// when it is closed.
 	NetworkPolicy *NetworkPolicy `codec:"np,omitempty"`
 	Error         *Error         `codec:"er,omitempty"` // set exactly when failed
 	// ResultSandbox and ResultSnapshot are copies as of the closing, so that a retry is answered the same for as long

@@ -1,8 +1,9 @@
 // Package httpd is the HTTP door of a node: it authenticates, validates, hands what is asked to the replicated log or
 // to the guest, waits, and answers in the wire format of openapi.yaml, which it also serves.
 //
-// It may import fsm (types, commands and error kinds) and netpolicy/policy (what a policy may say). It owns the interfaces
-// Log, Guests, Policies and Secrets through which it reaches everything else, and imports no other package of this module.
+// It may import fsm (types, commands and error kinds) and netpolicy/policy (what a policy may say). It owns the
+// interfaces Log, Guests, Policies and Secrets through which it reaches everything else, and imports no other package
+// of this module.
 //
 // # Invariants
 //
@@ -19,8 +20,8 @@
 //
 // # Guarantees
 //
-// An Idempotency-Key makes a POST or PUT safe to repeat: the same key with the same request gives the same answer and one
-// effect; with another request it gives a conflict. A request whose outcome is not known is answered as such (503),
+// An Idempotency-Key makes a POST or PUT safe to repeat: the same key with the same request gives the same answer and
+// one effect; with another request it gives a conflict. A request whose outcome is not known is answered as such (503),
 // never as failed.
 //
 // # Not guaranteed

@@ -35,14 +35,14 @@ func (q *query) choice(name, def string, allowed ...string) string {
 	return v
 }
 
-func (q *query) integer(name string, def, lowest, highest int) int {
+func (q *query) integer(name string, def, highest int) int {
 	v := q.c.fc.Query(name)
 	if v == "" {
 		return def
 	}
 	n, err := strconv.Atoi(v)
-	if err != nil || n < lowest || n > highest {
-		q.errs.add(name, "must be an integer between %d and %d", lowest, highest)
+	if err != nil || n < 1 || n > highest {
+		q.errs.add(name, "must be an integer between 1 and %d", highest)
 		return def
 	}
 	return n
@@ -67,8 +67,8 @@ func (q *query) paging(otherSort string) paging {
 	return paging{
 		sort:       q.choice("sort", "created_at", "created_at", otherSort),
 		descending: q.choice("order-by", "desc", "asc", "desc") == "desc",
-		number:     q.integer("page", 1, 1, maxPage),
-		size:       q.integer("page-size", defaultPageSize, 1, maxPageSize),
+		number:     q.integer("page", 1, maxPage),
+		size:       q.integer("page-size", defaultPageSize, maxPageSize),
 	}
 }
 

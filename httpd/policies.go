@@ -46,7 +46,7 @@ const (
 // policyLog shows the last decisions on a sandbox's connections and queries.
 func (s *Server) policyLog(c *call) (reply, error) {
 	q := query{c: c}
-	limit := q.integer("limit", defaultDecisions, 1, maxDecisions)
+	limit := q.integer("limit", defaultDecisions, maxDecisions)
 	if err := q.errs.err(); err != nil {
 		return reply{}, err
 	}
@@ -66,7 +66,7 @@ const defaultCheckPort = 443
 func (s *Server) policyCheck(c *call) (reply, error) {
 	q := query{c: c}
 	host := q.host("host")
-	port := q.integer("port", defaultCheckPort, 1, 65535)
+	port := q.integer("port", defaultCheckPort, 65535)
 	if err := q.errs.err(); err != nil {
 		return reply{}, err
 	}

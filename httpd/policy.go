@@ -42,7 +42,8 @@ func (o *object) asPolicy() *fsm.NetworkPolicy {
 	return fromPolicy(canonical)
 }
 
-// positions is strings, with an empty one in the place of what is no string, so that indexes stay what the client knows.
+// positions is strings, with an empty one in the place of what is no string, so that indexes stay what the client
+// knows.
 func (o *object) positions(name string, most int) []string {
 	var out []string
 	for i, raw := range o.list(name, most) {

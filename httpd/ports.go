@@ -67,8 +67,8 @@ type PolicyDecision struct {
 	Received int64  `json:"bytes_received"` // to the sandbox
 }
 
-// Secrets seals what must not be in the log in clear, for the node that will need it. Errors are *fsm.Error, and hold no
-// secret.
+// Secrets seals what must not be in the log in clear, for the node that will need it. Errors are *fsm.Error, and hold
+// no secret.
 type Secrets interface {
 	// SealPolicy gives a copy of a policy with the values of its injected headers sealed.
 	SealPolicy(org fsm.OrgID, p *fsm.NetworkPolicy) (*fsm.NetworkPolicy, error)

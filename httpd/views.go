@@ -40,9 +40,9 @@ type Sandbox struct {
 	AutoPause       bool               `json:"auto_pause"`
 	EnvVars         map[string]string  `json:"env_vars,omitempty"`
 	NetworkPolicy   *fsm.NetworkPolicy `json:"network_policy,omitempty"`
-	// NetworkStatus says how NetworkPolicy relates to what the network can reach now: "isolated" is nothing outside, whatever
-	// the policy; "changing" that another policy is being put in force; "denied" that nothing is let through, for which
-	// NetworkNote has the reason.
+	// NetworkStatus says how NetworkPolicy relates to what the network can reach now: "isolated" is nothing outside,
+	// whatever the policy; "changing" that another policy is being put in force; "denied" that nothing is let through,
+	// for which NetworkNote has the reason.
 	NetworkStatus string         `json:"network_status"`
 	NetworkNote   string         `json:"network_note,omitempty"`
 	SnapshotID    fsm.SnapshotID `json:"snapshot_id,omitempty"` // restored from this one

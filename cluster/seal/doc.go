@@ -1,7 +1,7 @@
 // Package seal keeps the secrets of the replicated state from whoever reads the log, its snapshots or their backups:
-// header values to inject, and the seeds of sandboxes' certificate authorities. They are sealed before they are proposed
-// and opened by the node that needs them, with keys that are files beside the nodes' certificates and never enter the
-// log. A ring holds several keys: values are sealed with one and opened with whichever sealed them.
+// header values to inject, and the seeds of sandboxes' certificate authorities. They are sealed before they are
+// proposed and opened by the node that needs them, with keys that are files beside the nodes' certificates and never
+// enter the log. A ring holds several keys: values are sealed with one and opened with whichever sealed them.
 //
 // It imports fsm, for its types and error kinds.
 //

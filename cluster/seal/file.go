@@ -141,8 +141,8 @@ func Make(dir string) error {
 	return write(path, raw)
 }
 
-// Copy brings the file of keys of dir to a node's identity folder, and tells whether that changed it. A folder whose file
-// has a key that dir's has not is left as it is: what was sealed with that key would be lost.
+// Copy brings the file of keys of dir to a node's identity folder, and tells whether that changed it. A folder whose
+// file has a key that dir's has not is left as it is: what was sealed with that key would be lost.
 func Copy(dir, folder string) (changed bool, err error) {
 	from, raw, err := readFile(filepath.Join(dir, FileName))
 	if err != nil {

@@ -120,8 +120,10 @@ func startBare(dir string, size int) (_ *bareCluster, err error) {
 		if err := os.MkdirAll(data, 0o700); err != nil {
 			return nil, err
 		}
-		cmd := exec.Command("/proc/self/exe", bareRole, "-addrs", strings.Join(addrs, ","), "-self", fmt.Sprint(i),
-			"-dir", data, "-size", fmt.Sprint(size))
+		args := []string{
+			bareRole, "-addrs", strings.Join(addrs, ","), "-self", fmt.Sprint(i), "-dir", data, "-size", fmt.Sprint(size),
+		}
+		cmd := exec.Command("/proc/self/exe", args...) //nolint:noctx // it ends with its standard input, and with stop
 		cmd.Stderr = os.Stderr
 		in, err := cmd.StdinPipe() // whose end ends the node
 		if err != nil {

@@ -7,8 +7,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -26,8 +24,9 @@ func start(log string, args ...string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer out.Close() //nolint:errcheck // the process has its own
-	p := &process{cmd: exec.Command(args[0], args[1:]...), log: log, exited: make(chan struct{})}
+	defer out.Close()                         //nolint:errcheck // the process has its own
+	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx // it ends with kill, or with this process
+	p := &process{cmd: cmd, log: log, exited: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
@@ -47,21 +46,6 @@ func (p *process) kill() {
 	}
 	_ = p.cmd.Process.Kill() // it may have ended by itself
 	<-p.exited
-}
-
-// residentMiB is the memory that the process has in use.
-func (p *process) residentMiB() (float64, error) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(raw)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			kib, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
-			return kib / 1024, err
-		}
-	}
-	return 0, errors.New("no VmRSS")
 }
 
 // await tries until it works, the process has ended, or ctx has.

@@ -92,13 +92,14 @@ func (b *bench) reads(ctx context.Context) (err error) {
 		if got.err() != nil {
 			return got.err()
 		}
-		b.addRate(r.name+", 64 clients", got.PerSecond, noop.PerSecond, 0, "÷ a handler that does nothing, same server and TLS")
+		b.addRate(r.name+", 64 clients", got.PerSecond, noop.PerSecond, 0,
+			"÷ a handler that does nothing, same server and TLS")
 	}
 	return nil
 }
 
 func (b *bench) noop(c *serviceCluster) (res loadResult, err error) {
-	cmd := exec.Command("/proc/self/exe", noopRole, "-dir", c.dir)
+	cmd := exec.Command("/proc/self/exe", noopRole, "-dir", c.dir) //nolint:noctx // it ends with its standard input
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -55,7 +55,9 @@ func (b *bench) scale(ctx context.Context) error {
 }
 
 // scaleStart measures reading the state, and lists of it.
-func (b *bench) scaleStart(g *generator, stream *bytes.Buffer, snapshot *fsm.State, n string, hashed time.Duration) error {
+func (b *bench) scaleStart(
+	g *generator, stream *bytes.Buffer, snapshot *fsm.State, n string, hashed time.Duration,
+) error {
 	want := snapshot.Digest()
 	*g = generator{}
 	began := time.Now()

@@ -35,8 +35,8 @@ import (
 // The figures about accepted intents count answers with 202 to POST /v1/sandbox with "Prefer: respond-async": the
 // request has passed TLS, authentication and validation, its Idempotency-Key was looked up and kept, and its intent is
 // on a majority's disks and applied. What comes after that (a virtual machine) is not what is measured, and must not
-// compete for the processors: placement gives all these sandboxes to an owner that is registered in the state, with more
-// memory than any host, and that nobody runs. Everything else is what users run: three processes of the stillframe
+// compete for the processors: placement gives all these sandboxes to an owner that is registered in the state, with
+// more memory than any host, and that nobody runs. Everything else is what users run: three processes of the stillframe
 // program as it is, with their own logs on disk and their access logs in files, talked to over loopback.
 
 // serviceCluster is three real nodes of the service.
@@ -182,7 +182,8 @@ func (c *serviceCluster) propose(ctx context.Context, cmd fsm.Command) error {
 	if err != nil {
 		return err
 	}
-	cert, err := tls.LoadX509KeyPair(filepath.Join(c.dir, "pki", "a", "node.crt"), filepath.Join(c.dir, "pki", "a", "node.key"))
+	folder := filepath.Join(c.dir, "pki", "a")
+	cert, err := tls.LoadX509KeyPair(filepath.Join(folder, "node.crt"), filepath.Join(folder, "node.key"))
 	if err != nil {
 		return err
 	}
@@ -239,7 +240,8 @@ func (c *serviceCluster) leader(ctx context.Context) (int, error) {
 					Role string `json:"role"`
 				} `json:"nodes"`
 			}
-			if code, body, err := c.get(i, "/v1/cluster", ""); err != nil || code != 200 || json.Unmarshal(body, &status) != nil {
+			code, body, err := c.get(i, "/v1/cluster", "")
+			if err != nil || code != http.StatusOK || json.Unmarshal(body, &status) != nil {
 				continue
 			}
 			for _, m := range status.Nodes {
@@ -327,9 +329,11 @@ func writeCertificate(dir string) (*x509.CertPool, error) {
 	if err != nil {
 		return nil, err
 	}
+	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})
 	err = errors.Join(
-		os.WriteFile(filepath.Join(dir, "api.crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600),
-		os.WriteFile(filepath.Join(dir, "api.key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}), 0o600),
+		os.WriteFile(filepath.Join(dir, "api.crt"), certPEM, 0o600),
+		os.WriteFile(filepath.Join(dir, "api.key"), keyPEM, 0o600),
 	)
 	if err != nil {
 		return nil, err
