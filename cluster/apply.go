@@ -152,5 +152,11 @@ func (n *Node) notLeader() *fsm.Error {
 	if err := n.Failure(); err != nil {
 		return fsm.Wrap(fsm.KindUnavailable, err, "the node has stopped")
 	}
-	return fsm.Errorf(fsm.KindUnavailable, "this node is not the leader, or not ready yet")
+	switch n.Leader().ID {
+	case "":
+		return fsm.Errorf(fsm.KindUnavailable, "the cluster has no leader at the moment; nothing was done")
+	case n.id:
+		return fsm.Errorf(fsm.KindUnavailable, "this node leads, but is not ready yet; nothing was done")
+	}
+	return fsm.Errorf(fsm.KindUnavailable, "this node is not the leader; nothing was done")
 }

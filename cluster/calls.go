@@ -57,6 +57,8 @@ func (n *Node) serveCalls() {
 	n.port.routes.HandleFunc("POST "+pathForward, n.serveForward)
 	n.port.routes.HandleFunc("POST "+pathPosition, n.servePosition)
 	n.port.routes.HandleFunc("GET "+pathStatus, n.serveStatus)
+	n.serveJoin()
+	n.serveOrders()
 }
 
 // Handle serves calls of other nodes under a pattern of net/http. Every caller is a member of the cluster. The handler
@@ -217,6 +219,9 @@ func (n *Node) callUpTo(
 
 // label is what people call a node.
 func (n *Node) label(node fsm.NodeID) string {
+	if known, ok := n.State().Node(node); ok && known.Name != "" {
+		return known.Name
+	}
 	if m, ok := n.cfg.Identity.Member(node); ok {
 		return m.Name
 	}

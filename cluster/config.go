@@ -24,6 +24,9 @@ type Config struct {
 	Dir string
 	// Addr is where to listen for other nodes, host:port; empty: at this node's address in the member list.
 	Addr string
+	// Advertise is where other nodes reach this one, host:port; empty: at its address in the member list. When it is not
+	// what the cluster has, the node tells the others.
+	Advertise string
 	// Voters are the members of a new cluster, the same list on every node and at every start: it is written when this
 	// node's log is empty and ignored after that. Empty: the node waits to be taken into a cluster.
 	Voters []Server
@@ -41,8 +44,16 @@ type Config struct {
 	TickInterval time.Duration
 	// NodeLease is how long a node may be silent before the leader gives it up.
 	NodeLease time.Duration
+	// PromoteAfter is how long a member without a vote must have kept up to get one.
+	PromoteAfter time.Duration
+	// DeadServerCleanup is how long a voter must be gone to lose its vote until it is back; 0: it keeps it.
+	DeadServerCleanup time.Duration
 	// Version is of the program, for the status that other nodes ask for.
 	Version string
+	// StallTimeout is how long the disk under the log may hang before a leader gives up the lead; after twice that any node
+	// gives up itself.
+	StallTimeout time.Duration
+	probe        func(dir string) error // nil: probeDisk
 	// FreshInterval is how often a node makes sure how far its state is: the age that a stale read tells is not much more
 	// than this while all is well.
 	FreshInterval time.Duration
@@ -79,6 +90,8 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.EnqueueTimeout, 5*time.Second)
 	setDefault(&c.TickInterval, time.Second)
 	setDefault(&c.NodeLease, 30*time.Second)
+	setDefault(&c.StallTimeout, 15*time.Second)
+	setDefault(&c.PromoteAfter, 5*time.Second)
 	setDefault(&c.FreshInterval, time.Second)
 	setDefault(&c.TransferTimeout, 5*time.Second)
 	setDefault(&c.DrainTimeout, 3*time.Second)

@@ -19,12 +19,17 @@
 //   - Linearizable gives a state at least as new as any command that was done before the call.
 //   - An entry or a snapshot that this program does not know stops the node: it is never skipped, nor hidden in a
 //     snapshot of its own. A leader proposes nothing that the program of a registered node does not know.
-//   - What the leader alone does (Tick) ends with its term, and is committed under that term or not at all.
+//   - What the leader alone decides (Tick, and what becomes of other nodes) ends with its term; a decision about a node
+//     names the epoch that it was made at, and is refused at any other.
+//   - A node founds a cluster only where all founders are there and none knows of one.
+//   - A node that may have forgotten what it acknowledged votes for nobody until it has it again.
+//   - A node that was removed is refused by every node that has applied the removal.
 //
 // # Not guaranteed
 //
 //   - State may lag behind on a node that is not the leader, and on a leader that was cut off and has not noticed.
-//   - A disk that hangs without an error stalls proposals until their deadlines; the node does not step down for it.
+//   - A disk that hangs without an error stalls proposals until their deadlines, for twice Config.StallTimeout; then
+//     the node ends.
 //
 // # Choices against the library's defaults
 //

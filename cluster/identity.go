@@ -39,6 +39,8 @@ type memberList struct {
 	Version int        `json:"version"`
 	ID      fsm.NodeID `json:"id"`
 	Members []Member   `json:"members"`
+	// Join: the node was made for a cluster that there is. It founds none, whatever the others say.
+	Join bool `json:"join,omitempty"`
 }
 
 const memberListVersion = 1
@@ -106,8 +108,11 @@ func (id *Identity) Member(node fsm.NodeID) (Member, bool) {
 	return Member{}, false
 }
 
-// Voters is the member list as Config.Voters wants it.
+// Voters is the member list as Config.Voters wants it: empty for a node that was made for a cluster that there is.
 func (id *Identity) Voters() []Server {
+	if id.current().list.Join {
+		return nil
+	}
 	var voters []Server
 	for _, m := range id.Members() {
 		voters = append(voters, Server{ID: m.ID, Addr: m.Addr})

@@ -38,9 +38,14 @@ type Node struct {
 	calls    sync.WaitGroup
 	closing  chan struct{} // closed when shut is set
 	stopped  chan struct{} // closed when the library has stopped: what has no answer by then gets none
-	failed   chan struct{} // closed when the machine met an entry that it does not know
+	failed   chan struct{} // closed when the node cannot go on: see Failed
 	failure  error         // set before failed is closed
-	watching chan struct{} // closed when watch has ended
+	failOnce sync.Once
+	watching chan struct{}   // closed when watch has ended
+	life     context.Context // ends when the node begins to shut down, or fails
+	endLife  context.CancelFunc
+	keep     sync.WaitGroup         // what runs for the node's life
+	probe    func(dir string) error // of the disk; tests make it hang
 
 	needs func(command []byte) int // fsm.Needs, but for tests
 
@@ -76,6 +81,10 @@ func open(cfg Config) (_ *Node, err error) {
 		closing: make(chan struct{}), stopped: make(chan struct{}),
 		failed: make(chan struct{}), watching: make(chan struct{}), freshening: make(chan struct{}),
 	}
+	if n.probe = cfg.probe; n.probe == nil {
+		n.probe = probeDisk
+	}
+	n.life, n.endLife = context.WithCancel(context.Background())
 	n.needs = fsm.Needs
 	n.positions.n, n.positions.ask = n, n.askPosition
 	n.verified.n, n.verified.ask = n, n.askMajority
@@ -88,7 +97,7 @@ func open(cfg Config) (_ *Node, err error) {
 		return errors.Join(n.raft.Shutdown().Error(), n.trans.Close())
 	})
 	n.closeAll = sync.OnceValue(n.close)
-	var undo []func() error
+	undo := []func() error{func() error { n.endLife(); return nil }}
 	defer func() {
 		for i := len(undo) - 1; err != nil && i >= 0; i-- {
 			err = errors.Join(err, undo[i]())
@@ -110,11 +119,11 @@ func open(cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if n.port, err = openPort(cfg.Identity, cfg.Addr, n.log); err != nil {
+	if n.port, err = openPort(cfg.Identity, cfg.Addr, n.directory(), n.log); err != nil {
 		return nil, err
 	}
 	undo = append(undo, n.port.close)
-	n.trans = newTransport(cfg, raftStream{newHalf(n.port, n.port.raft)})
+	n.trans = newTransport(cfg, raftStream{newHalf(n.port, n.port.raft), n.port.advertised(cfg.Advertise)})
 	undo = append(undo, n.trans.Close)
 	logs, err := raft.NewLogCache(cachedLogs, n.store)
 	if err != nil {
@@ -122,10 +131,14 @@ func open(cfg Config) (_ *Node, err error) {
 	}
 	notify := make(chan bool, 16)
 	rc := cfg.raft(notify)
+	blank, err := emptyLog(logs, snaps)
+	if err != nil {
+		return nil, err
+	}
 	if err = n.seed(logs, snaps); err != nil {
 		return nil, err
 	}
-	if err = n.bootstrap(rc, logs, snaps); err != nil {
+	if err = n.prepare(rc, logs, snaps, blank); err != nil {
 		return nil, err
 	}
 	if n.raft, err = raft.NewRaft(rc, n.machine, logs, n.store, snaps, n.trans); err != nil {
@@ -137,6 +150,8 @@ func open(cfg Config) (_ *Node, err error) {
 	go n.keepFresh(ctx)
 	n.serveCalls()
 	n.campaignAlone()
+	n.keep.Go(func() { n.belong(n.life, cfg.Voters) })
+	n.keep.Go(func() { n.watchDisk(n.life) })
 	return n, nil
 }
 
@@ -174,27 +189,24 @@ func reserveLog(path string) error {
 	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
 }
 
-// members is the first membership of a new cluster.
-func (n *Node) members() raft.Configuration {
-	var members raft.Configuration
-	for _, v := range n.cfg.Voters {
-		addr := raft.ServerAddress(v.Addr)
-		if v.ID == n.id && addr == "" {
-			addr = n.trans.LocalAddr()
+// prepare writes the first membership of a sole voter into an empty log, and finds out whether the node may vote. Where
+// there are to be several, they look for each other first: see found. blank says that the log was empty when the node
+// started, if it was from a backup that it has anything now.
+func (n *Node) prepare(rc *raft.Config, logs raft.LogStore, snaps raft.SnapshotStore, blank bool) error {
+	if alone := n.cfg.Voters; len(alone) == 1 && alone[0].ID == n.id {
+		n.trans.admit()
+		has, err := raft.HasExistingState(logs, n.store, snaps)
+		if err != nil || has {
+			return err
 		}
-		members.Servers = append(members.Servers, raft.Server{ID: raft.ServerID(v.ID), Address: addr})
+		n.log.Info("founding a new cluster", "voters", 1)
+		return raft.BootstrapCluster(rc, logs, n.store, snaps, n.trans, n.members())
 	}
-	return members
-}
-
-// bootstrap writes the first membership into an empty log.
-func (n *Node) bootstrap(rc *raft.Config, logs raft.LogStore, snaps raft.SnapshotStore) error {
-	has, err := raft.HasExistingState(logs, n.store, snaps)
-	if err != nil || has || len(n.cfg.Voters) == 0 {
-		return err
+	ok, err := proven(n.cfg.Dir, blank)
+	if err == nil && ok {
+		n.trans.admit()
 	}
-	n.log.Info("bootstrapping a new cluster", "voters", len(n.cfg.Voters))
-	return raft.BootstrapCluster(rc, logs, n.store, snaps, n.trans, n.members())
+	return err
 }
 
 // campaignAlone saves a sole voter the wait for a leader that cannot be there.
@@ -211,8 +223,8 @@ func (n *Node) campaignAlone() {
 // Addr is where this node listens for others.
 func (n *Node) Addr() string { return string(n.trans.LocalAddr()) }
 
-// Failed is closed when the node has met a log entry that it does not know, and has stopped: the process should say
-// Failure and exit. A newer version of the program is likely needed.
+// Failed is closed when the node has stopped for good: it met a log entry that it does not know (a newer version of the
+// program is likely needed), it was removed from the cluster, or its disk hangs. The process should say Failure and exit.
 func (n *Node) Failed() <-chan struct{} { return n.failed }
 
 // Failure says why Failed is closed; before that it is nil.
@@ -225,11 +237,14 @@ func (n *Node) Failure() error {
 	}
 }
 
-// fail is called by the machine, at most once.
+// fail stops the node for a reason; the first one counts. It does not block.
 func (n *Node) fail(err error) {
-	n.log.Error("stopping: the log holds an entry that this program cannot apply", "error", err)
-	n.failure = err
-	close(n.failed)
+	n.failOnce.Do(func() {
+		n.log.Error("stopping: this node cannot go on", "error", err)
+		n.failure = err
+		close(n.failed)
+		n.endLife()
+	})
 }
 
 // Shutdown stops the node: no new calls, leadership handed over where there is another voter, open calls ended, the
@@ -248,8 +263,10 @@ func (n *Node) Shutdown(ctx context.Context) error {
 
 // close is Shutdown's work, every part of it bounded but for a disk that hangs.
 func (n *Node) close() error {
+	n.endLife()
 	n.handOver()
 	n.shutGate()
+	n.keep.Wait()
 	n.stopFresh()
 	n.forward.stop()
 	<-n.freshening
@@ -259,26 +276,6 @@ func (n *Node) close() error {
 		return fmt.Errorf("shut down cluster node: %w", err)
 	}
 	return nil
-}
-
-// handOver gives the leadership to another voter, where this node has it and there is one.
-func (n *Node) handOver() {
-	if n.raft.State() != raft.Leader || n.otherVoters() == 0 || !n.enter() {
-		return
-	}
-	moved := make(chan error, 1)
-	go func() {
-		defer n.leave()
-		moved <- n.raft.LeadershipTransfer().Error()
-	}()
-	select {
-	case err := <-moved:
-		if err != nil {
-			n.log.Warn("leadership not handed over", "error", err)
-		}
-	case <-time.After(n.cfg.TransferTimeout):
-		n.log.Warn("leadership not handed over in time")
-	}
 }
 
 func (n *Node) otherVoters() int {

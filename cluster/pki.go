@@ -64,7 +64,7 @@ func Init(dir string, members []Member) error {
 		return errors.New("make a cluster: no members")
 	}
 	for _, m := range members {
-		if err := (memberList{memberListVersion, m.ID, members}).check(); err != nil {
+		if err := (memberList{Version: memberListVersion, ID: m.ID, Members: members}).check(); err != nil {
 			return fmt.Errorf("make a cluster: %w", err)
 		}
 	}
@@ -82,7 +82,7 @@ func Init(dir string, members []Member) error {
 		return fmt.Errorf("make a cluster: %w", err)
 	}
 	for _, m := range members {
-		if err := ca.writeMember(filepath.Join(dir, m.Name), m, members); err != nil {
+		if err := ca.writeMember(filepath.Join(dir, m.Name), memberList{Version: memberListVersion, ID: m.ID, Members: members}); err != nil {
 			return fmt.Errorf("make a cluster: member %s: %w", m.Name, err)
 		}
 	}
@@ -91,6 +91,61 @@ func Init(dir string, members []Member) error {
 		return fmt.Errorf("make a cluster: %w", err)
 	}
 	return nil
+}
+
+// Add makes the identity folder dir/NAME of a node that is to join the cluster whose CA is in dir. The node joins at its
+// first start: it finds the others by the member lists of the folders that are in dir.
+func Add(dir string, m Member) error {
+	ca, err := readCA(dir)
+	if err != nil {
+		return fmt.Errorf("add a member: %w", err)
+	}
+	folder := filepath.Join(dir, m.Name)
+	if _, err := os.Lstat(folder); !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("add a member: there is a folder %s already", folder)
+	}
+	members, err := knownMembers(dir)
+	if err != nil {
+		return fmt.Errorf("add a member: %w", err)
+	}
+	list := memberList{Version: memberListVersion, ID: m.ID, Members: append(members, m), Join: true}
+	if err := list.check(); err != nil {
+		return fmt.Errorf("add a member: %w", err)
+	}
+	// Made beside its place, so that an Add which was cut off can be repeated.
+	made := folder + ".tmp"
+	if err := errors.Join(os.RemoveAll(made), ca.writeMember(made, list), os.Rename(made, folder)); err != nil {
+		return fmt.Errorf("add a member: %w", err)
+	}
+	return nil
+}
+
+// knownMembers gathers the members of the folders in dir, each as its own folder has it.
+func knownMembers(dir string) ([]Member, error) {
+	lists, err := filepath.Glob(filepath.Join(dir, "*", fileMembers))
+	if err != nil {
+		return nil, err
+	}
+	var out []Member
+	for _, path := range lists {
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		var list memberList
+		if err := json.Unmarshal(raw, &list); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		for _, m := range list.Members {
+			if m.ID == list.ID {
+				out = append(out, m)
+			}
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("%s holds no folder of a member", dir)
+	}
+	return out, nil
 }
 
 // Renew makes a new certificate and key for the member whose identity folder is dir/name, with the CA in dir. A running
@@ -208,11 +263,11 @@ func RotateSecrets(dir string, useAfter time.Time) (id string, from time.Time, e
 }
 
 // writeMember writes a member's folder, which lies beside the CA's files.
-func (ca *authority) writeMember(dir string, m Member, members []Member) error {
+func (ca *authority) writeMember(dir string, list memberList) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	raw, err := json.MarshalIndent(memberList{memberListVersion, m.ID, members}, "", "  ")
+	raw, err := json.MarshalIndent(list, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -220,7 +275,7 @@ func (ca *authority) writeMember(dir string, m Member, members []Member) error {
 	return errors.Join(err,
 		writeFile(filepath.Join(dir, fileMembers), append(raw, '\n'), 0o644),
 		writeFile(filepath.Join(dir, fileCA), ca.certPEM(), 0o644),
-		ca.writeCertificate(dir, m.ID),
+		ca.writeCertificate(dir, list.ID),
 	)
 }
 

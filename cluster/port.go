@@ -33,11 +33,14 @@ const (
 	// accepted is the byte with which the listener ends the handshake. In TLS 1.3 the dialler is done before its
 	// certificate is judged; with this byte a dial that succeeds is a connection that is used.
 	accepted = 0x06
+	// expelled is the byte in its place for a node that was removed from the cluster.
+	expelled = 0x15
 )
 
 // port is the one TCP port that a node has for others: mutual TLS, then Raft or calls (HTTP).
 type port struct {
 	id       *Identity
+	book     directory
 	log      *slog.Logger
 	listener net.Listener
 	raft     chan net.Conn
@@ -51,10 +54,11 @@ type port struct {
 
 	mu    sync.Mutex
 	heard map[fsm.NodeID]*atomic.Int64 // Unix nanoseconds of the last byte from a peer
+	conns map[*peerConn]struct{}       // that are open
 }
 
 // openPort listens at addr (host:port; empty: the node's own address in the member list) and serves calls at once.
-func openPort(id *Identity, addr string, log *slog.Logger) (*port, error) {
+func openPort(id *Identity, addr string, book directory, log *slog.Logger) (*port, error) {
 	if addr == "" {
 		addr = id.Self().Addr
 	}
@@ -64,8 +68,9 @@ func openPort(id *Identity, addr string, log *slog.Logger) (*port, error) {
 		return nil, fmt.Errorf("listen for other nodes: %w", err)
 	}
 	p := &port{
-		id: id, log: log, listener: l, raft: make(chan net.Conn), rpc: make(chan net.Conn),
+		id: id, book: book, log: log, listener: l, raft: make(chan net.Conn), rpc: make(chan net.Conn),
 		routes: http.NewServeMux(), heard: map[fsm.NodeID]*atomic.Int64{},
+		conns: map[*peerConn]struct{}{},
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.server = &http.Server{
@@ -114,6 +119,18 @@ func (p *port) close() error {
 	p.client.CloseIdleConnections()
 	p.work.Wait()
 	return err
+}
+
+// cut ends every connection of the port at once and takes no more, without waiting for anything: the others are to notice
+// that this node is gone.
+func (p *port) cut() {
+	p.cancel()
+	_ = p.listener.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		_ = c.SetDeadline(time.Unix(1, 0)) // closing would say goodbye first
+	}
 }
 
 func (p *port) accept() {
@@ -167,47 +184,74 @@ func (p *port) welcome(raw net.Conn) error {
 	if err != nil {
 		return err
 	}
+	verdict := byte(accepted)
+	if p.isRemoved(peer) {
+		verdict = expelled
+	}
 	if err := raw.SetWriteDeadline(time.Now().Add(handshakeTime)); err != nil {
 		return err
 	}
-	if _, err := conn.Write([]byte{accepted}); err != nil {
+	if _, err := conn.Write([]byte{verdict}); err != nil {
 		return err
+	}
+	if verdict == expelled {
+		_ = conn.Close() // with a word of goodbye, so that what was said is not lost
+		return fmt.Errorf("node %s: %w", peer, errRemoved)
 	}
 	if err := raw.SetWriteDeadline(time.Time{}); err != nil {
 		return err
 	}
+	welcomed := p.peerConn(conn, peer)
 	select {
-	case to <- &peerConn{Conn: conn, heard: p.hear(peer)}:
+	case to <- welcomed:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return errors.Join(ctx.Err(), welcomed.Close())
 	}
 }
 
-// dial connects to a node at the address that the member list has for it, and makes sure that it is that node.
+// dial connects to a node, wherever it may be, and makes sure that it is that node.
 func (p *port) dial(ctx context.Context, node fsm.NodeID, proto string) (net.Conn, error) {
-	m, ok := p.id.Member(node)
-	if !ok {
+	addrs := p.addrs(node)
+	if len(addrs) == 0 {
 		return nil, fmt.Errorf("node %s is not in the member list", node)
 	}
-	addr := m.Addr
-	if node == p.id.ID() {
-		addr = p.addr()
+	if p.isRemoved(node) {
+		return nil, fmt.Errorf("node %s: %w", node, errRemoved)
 	}
 	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	defer cancel()
 	stop := context.AfterFunc(p.ctx, cancel)
 	defer stop()
+	deadline, _ := ctx.Deadline()
+	var errs []error
+	for i, addr := range addrs {
+		// Each address has an equal part of the time that is left.
+		part, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(len(addrs)-i))
+		conn, err := p.dialAt(part, node, addr, proto)
+		cancel()
+		if err == nil {
+			return conn, nil
+		}
+		errs = append(errs, fmt.Errorf("node %s at %s: %w", node, addr, err))
+		if errors.Is(err, errExpelled) && p.book.expelled != nil {
+			p.book.expelled(node)
+		}
+	}
+	return nil, errors.Join(errs...)
+}
+
+func (p *port) dialAt(ctx context.Context, node fsm.NodeID, addr, proto string) (net.Conn, error) {
 	d := net.Dialer{KeepAliveConfig: keepAlive, Control: control}
 	raw, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("node %s: %w", node, err)
+		return nil, err
 	}
 	conn := tls.Client(raw, p.id.client(node, proto))
 	if err := greet(ctx, conn); err != nil {
-		return nil, errors.Join(fmt.Errorf("node %s at %s: %w", node, addr, err), raw.Close())
+		return nil, errors.Join(err, raw.Close())
 	}
-	return &peerConn{Conn: conn, heard: p.hear(node)}, nil
+	return p.peerConn(conn, node), nil
 }
 
 // greet does the dialler's part of a handshake, to the byte that says that the listener is content too.
@@ -225,7 +269,11 @@ func greet(ctx context.Context, conn *tls.Conn) error {
 	if _, err := conn.Read(b[:]); err != nil {
 		return fmt.Errorf("refused: %w", err)
 	}
-	if b[0] != accepted {
+	switch b[0] {
+	case accepted:
+	case expelled:
+		return errExpelled
+	default:
 		return errors.New("the peer does not speak this protocol")
 	}
 	if !stop() {
@@ -256,11 +304,33 @@ func (p *port) lastContact(node fsm.NodeID) time.Time {
 // protocol's name for one that it does not serve.
 type peerConn struct {
 	net.Conn
+	port  *port
+	peer  fsm.NodeID
 	heard *atomic.Int64
 }
 
+func (p *port) peerConn(conn net.Conn, peer fsm.NodeID) *peerConn {
+	c := &peerConn{Conn: conn, port: p, peer: peer, heard: p.hear(peer)}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.conns[c] = struct{}{}
+	return c
+}
+
+// Close implements net.Conn.
+func (c *peerConn) Close() error {
+	c.port.mu.Lock()
+	delete(c.port.conns, c)
+	c.port.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// Read ends a connection whose peer has been removed since it was made.
 func (c *peerConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
+	if n > 0 && c.port.isRemoved(c.peer) {
+		return 0, errRemoved
+	}
 	if n > 0 {
 		c.heard.Store(time.Now().UnixNano())
 	}
@@ -301,7 +371,22 @@ func (h *half) Addr() net.Addr { return h.p.listener.Addr() }
 
 // raftStream is the Raft half of the port as the library wants it. Nodes are dialled by id, which is what the address
 // provider of the transport gives for their address.
-type raftStream struct{ *half }
+type raftStream struct {
+	*half
+	addr string // where others reach this node
+}
+
+// Addr implements net.Listener.
+func (s raftStream) Addr() net.Addr { return stringAddr(s.addr) }
+
+// stringAddr is host:port as a net.Addr.
+type stringAddr string
+
+// Network implements net.Addr.
+func (stringAddr) Network() string { return "tcp" }
+
+// String implements net.Addr.
+func (a stringAddr) String() string { return string(a) }
 
 // Dial implements raft.StreamLayer.
 func (s raftStream) Dial(id raft.ServerAddress, timeout time.Duration) (net.Conn, error) {

@@ -35,7 +35,7 @@ func startPair(t *testing.T) pair {
 
 func openTestPort(t *testing.T, id *Identity) *port {
 	t.Helper()
-	p, err := openPort(id, "", testLogger(t))
+	p, err := openPort(id, "", directory{}, testLogger(t))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, p.close()) })
 	return p
@@ -59,7 +59,7 @@ func TestPortSpeaksBoth(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "b", said)
 
-	stream := raftStream{newHalf(p.a, p.a.raft)}
+	stream := raftStream{newHalf(p.a, p.a.raft), ""}
 	out, err := stream.Dial("id-b", time.Minute)
 	require.NoError(t, err)
 	defer out.Close()
@@ -140,7 +140,7 @@ func TestDialChecksTheNode(t *testing.T) {
 	_, err = a.dial(deadline(t), "id-b", protoRPC)
 	require.NoError(t, err)
 
-	list := memberList{memberListVersion, "id-a", []Member{
+	list := memberList{Version: memberListVersion, ID: "id-a", Members: []Member{
 		{"id-a", "a", "127.0.0.1:0"}, {"id-c", "c", l.Addr().String()},
 	}}
 	writeList(t, filepath.Join(dir, "a"), list)

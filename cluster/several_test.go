@@ -15,6 +15,7 @@ import (
 // several is some voters on as many disks and sockets, started by the same code as one.
 type several struct {
 	t     *testing.T
+	dir   string // with the CA and the identities
 	cfgs  []Config
 	nodes []*Node // nil: stopped
 }
@@ -22,7 +23,16 @@ type several struct {
 func startTrio(t *testing.T, change func(*Config)) *several { return startSeveral(t, 3, change) }
 
 func startSeveral(t *testing.T, count int, change func(*Config)) *several {
-	c := &several{t: t, nodes: make([]*Node, count)}
+	c := prepareSeveral(t, count, change)
+	for i := range c.nodes {
+		c.start(i)
+	}
+	return c
+}
+
+// prepareSeveral makes everything but the nodes, which the test's end stops.
+func prepareSeveral(t *testing.T, count int, change func(*Config)) *several {
+	c := &several{t: t, dir: t.TempDir(), nodes: make([]*Node, count)}
 	var members []Member
 	var listeners []net.Listener
 	for i := range count {
@@ -34,7 +44,7 @@ func startSeveral(t *testing.T, count int, change func(*Config)) *several {
 	for _, l := range listeners {
 		require.NoError(t, l.Close())
 	}
-	for _, id := range testIdentity(t, t.TempDir(), members...) {
+	for _, id := range testIdentity(t, c.dir, members...) {
 		cfg := Config{
 			Identity: id, Voters: id.Voters(), Dir: t.TempDir(),
 			Logger: testLogger(t), HeartbeatTimeout: time.Second, ElectionTimeout: time.Second,
@@ -44,9 +54,6 @@ func startSeveral(t *testing.T, count int, change func(*Config)) *several {
 			change(&cfg)
 		}
 		c.cfgs = append(c.cfgs, cfg)
-	}
-	for i := range c.nodes {
-		c.start(i)
 	}
 	t.Cleanup(func() {
 		for i := range c.nodes {
@@ -87,13 +94,12 @@ func (c *several) leader() int {
 	return leader
 }
 
-// agree waits until every running node has the state of the one given.
+// agree waits until every running node has the state of the one given, and none has anything left to tell the others.
 func (c *several) agree(with *Node) {
 	c.t.Helper()
-	want := with.State().Digest()
 	for _, n := range c.nodes {
 		require.Eventually(c.t, func() bool {
-			return n == nil || n.State().Digest() == want
+			return n == nil || (n.atHome() && n.State().Digest() == with.State().Digest())
 		}, time.Minute, 5*time.Millisecond)
 	}
 }

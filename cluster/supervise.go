@@ -44,6 +44,7 @@ func (n *Node) supervise(ctx context.Context) {
 	for ctx.Err() == nil {
 		s.ask(ctx)
 		s.decide(ctx)
+		s.tend(ctx)
 		select {
 		case <-ctx.Done():
 		case <-ticker.C:

@@ -1,10 +1,12 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 )
@@ -70,11 +72,79 @@ func (c *inboundConn) Close() error {
 	return c.Conn.Close()
 }
 
-// transport is the library's, without the heartbeat fast path (see the package comment).
-type transport struct{ *raft.NetworkTransport }
+// transport is the library's, without the heartbeat fast path (see the package comment), and with a gate before votes.
+type transport struct {
+	*raft.NetworkTransport
+	rpcs   chan raft.RPC
+	voting *atomic.Bool
+	done   context.Context
+	cancel context.CancelFunc
+}
+
+var (
+	_ raft.WithPreVote = transport{} // or the library goes without, in silence
+	_ raft.WithClose   = transport{}
+)
+
+// Consumer implements raft.Transport.
+func (t transport) Consumer() <-chan raft.RPC { return t.rpcs }
+
+// admit lets this node vote.
+func (t transport) admit() { t.voting.Store(true) }
+
+func (t transport) admitted() bool { return t.voting.Load() }
+
+// errUnproven is what a candidate hears from a node that may have forgotten (see fileUnproven).
+var errUnproven = errors.New("this node does not vote: it may lack what it once had")
+
+// RequestPreVote implements raft.WithPreVote. A node that may not vote does not stand for election either: with one that
+// is behind, it would be a majority.
+func (t transport) RequestPreVote(
+	id raft.ServerID, at raft.ServerAddress, req *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse,
+) error {
+	if !t.admitted() {
+		return errUnproven
+	}
+	return t.NetworkTransport.RequestPreVote(id, at, req, resp)
+}
+
+// RequestVote implements raft.Transport, as RequestPreVote.
+func (t transport) RequestVote(
+	id raft.ServerID, at raft.ServerAddress, req *raft.RequestVoteRequest, resp *raft.RequestVoteResponse,
+) error {
+	if !t.admitted() {
+		return errUnproven
+	}
+	return t.NetworkTransport.RequestVote(id, at, req, resp)
+}
+
+// pass hands requests on to the library, but for votes that the node may not give.
+func (t transport) pass() {
+	for {
+		var rpc raft.RPC
+		select {
+		case rpc = <-t.NetworkTransport.Consumer():
+		case <-t.done.Done():
+			return
+		}
+		if !t.admitted() {
+			switch rpc.Command.(type) {
+			case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest, *raft.TimeoutNowRequest:
+				rpc.Respond(nil, errUnproven)
+				continue
+			}
+		}
+		select {
+		case t.rpcs <- rpc:
+		case <-t.done.Done():
+			return
+		}
+	}
+}
 
 // Close ends the transport with all its connections, its own and its peers'. Repeating it does nothing.
 func (t transport) Close() error {
+	t.cancel()
 	t.CloseStreams()
 	return t.NetworkTransport.Close()
 }
@@ -86,14 +156,18 @@ func (transport) SetHeartbeatHandler(func(raft.RPC)) {}
 func (transport) EncodePeer(_ raft.ServerID, addr raft.ServerAddress) []byte { return []byte(addr) }
 
 func newTransport(c Config, stream raft.StreamLayer) transport {
-	return transport{raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+	t := transport{rpcs: make(chan raft.RPC), voting: &atomic.Bool{}}
+	t.done, t.cancel = context.WithCancel(context.Background())
+	t.NetworkTransport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:                &inbound{StreamLayer: stream, conns: map[net.Conn]struct{}{}},
 		ServerAddressProvider: byID{},
 		MaxPool:               3,
 		MaxRPCsInFlight:       1,
 		Timeout:               c.IOTimeout,
 		Logger:                newRaftLogger(c.Logger),
-	})}
+	})
+	go t.pass() // ends with Close
+	return t
 }
 
 // campaign makes this node stand for election at once, by the request with which a leader hands over. Only the sole

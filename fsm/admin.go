@@ -10,7 +10,8 @@ func (d *draft) applyPutOrg(c PutOrg) *Error {
 	p.now(c.Now)
 	p.id("the organization's id", string(c.Org.ID))
 	p.name("the organization's name", c.Org.Name)
-	p.addf(c.Org.MaxSandboxes >= 0 && c.Org.MaxSnapshots >= 0, "a limit must not be negative")
+	p.addf(c.Org.MaxSandboxes >= 0 && c.Org.MaxSnapshots >= 0 && c.Org.MaxRequests >= 0,
+		"a limit must not be negative")
 	if p.err != nil {
 		return p.err
 	}

@@ -28,8 +28,11 @@ func everyCommand() []Command {
 		}},
 	}
 	now := Time(1_700_000_000_123_456_789)
+	limits := []int{7, 8, 9}
 	return []Command{
-		PutOrg{Now: now, Org: Org{ID: "org-a", Name: "alpha", CreatedAt: 5, MaxSandboxes: 10, MaxSnapshots: 300}},
+		PutOrg{Now: now, Org: Org{
+			ID: "org-a", Name: "alpha", CreatedAt: 5, MaxSandboxes: 10, MaxSnapshots: 300, MaxRequests: 600,
+		}},
 		PutKey{Now: now, Key: APIKey{
 			ID: "key-a", Org: "org-a", Label: "laptop", Hash: [32]byte{9}, CreatedAt: 5, RevokedAt: 6,
 		}},
@@ -78,6 +81,9 @@ func everyCommand() []Command {
 		PutMember{Now: now, Node: "node-1", Name: "first", Addr: "10.0.0.1:7071"},
 		RemoveNode{Now: now, Node: "node-1", Force: true},
 		DrainNode{Now: now, Node: "node-1", Drained: true},
+		SetOrgLimits{
+			Now: now, Org: "org-a", MaxSandboxes: &limits[0], MaxSnapshots: &limits[1], MaxRequests: &limits[2],
+		},
 	}
 }
 
@@ -152,7 +158,7 @@ func TestDecodeRejects(t *testing.T) {
 		"type zero":      with(1, 0),
 		"unknown type":   with(1, 200),
 		"version zero":   with(2, 0),
-		"newer version":  with(2, 2),
+		"newer version":  with(2, 3),
 		"cut short":      good[:len(good)-1],
 		"garbage behind": append(bytes.Clone(good), 0),
 		"other body":     with(1, byte(TypeTick)),

@@ -190,7 +190,7 @@ func TestCAFollowsSnapshots(t *testing.T) {
 	w.done(w.ok(r).Intent, nil)
 	require.Equal(t, []byte("sealed-1"), w.sandbox("sbx-2").CA, "a restored process goes on trusting its own")
 
-	w.done(w.ok(DeleteSandbox{Now: w.now, Intent: "int-room", Org: "org-a", Sandbox: "sbx-2"}).Intent, nil) // makes room
+	w.done(w.ok(DeleteSandbox{Now: w.now, Intent: "int-d", Org: "org-a", Sandbox: "sbx-2"}).Intent, nil)
 	w.running("sbx-3") // as an older version made it
 	w.ready("sbx-3", "snap-2", "old")
 	r = w.restore("old", "sbx-4")

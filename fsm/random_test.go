@@ -186,6 +186,10 @@ func (g *script) next(s *State) Command {
 	case 19, 20:
 		return g.setPolicy(s)
 	case 21:
+		if g.choose(4) == 0 {
+			limit := g.choose(12)
+			return SetOrgLimits{Now: g.now, Org: g.org(), MaxSandboxes: pick(g, nil, &limit), MaxSnapshots: pick(g, nil, &limit)}
+		}
 		return g.reseal(s)
 	case 25:
 		return g.aboutNodes(s)

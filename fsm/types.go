@@ -39,6 +39,8 @@ type Org struct {
 	// MaxSandboxes and MaxSnapshots bound what the organization holds at once; 0 is no bound.
 	MaxSandboxes int `codec:"ms,omitempty"`
 	MaxSnapshots int `codec:"mn,omitempty"`
+	// MaxRequests bounds the requests a minute that each node takes from it; 0 is no bound. Each node counts for itself.
+	MaxRequests int `codec:"mr,omitempty"`
 }
 
 // APIKey is a credential of an organization. Only the SHA-256 of the secret is kept; the secret has 256 random bits, so
@@ -204,7 +206,7 @@ type Snapshot struct {
 	NetworkPolicy *NetworkPolicy    `codec:"np,omitempty"` // the sandbox's at that instant
 	CA            []byte            `codec:"ca,omitempty"` // the sandbox's
 	State         SnapshotState     `codec:"s"`
-	Owner         NodeID            `codec:"ow"` // the node that holds the data
+	Owner         NodeID            `codec:"ow"` // the node that holds the data; others may have copies
 	Epoch         uint64            `codec:"ep"`
 	// Intent is the open intent on this snapshot; empty exactly when State is ready.
 	Intent    IntentID  `codec:"in,omitempty"`

@@ -14,27 +14,37 @@ import (
 
 // adminRoutes is the administration API. Whoever may connect to its socket may use it: the socket's mode is the lock.
 func (s *Server) adminRoutes() []route {
-	return []route{
+	return append(s.operationRoutes(), []route{
 		{method: post, path: "/admin/v1/orgs", open: true, do: s.createOrg},
 		{method: get, path: "/admin/v1/orgs", open: true, do: s.listOrgs},
+		{method: patch, path: "/admin/v1/orgs/{org}", open: true, do: s.setLimits},
 		{method: post, path: "/admin/v1/keys", open: true, do: s.createKey},
 		{method: get, path: "/admin/v1/keys", open: true, do: s.listKeys},
 		{method: del, path: "/admin/v1/keys/{key_id}", open: true, do: s.revokeKey},
 		{method: get, path: "/admin/v1/backup", open: true, do: s.backup},
-	}
+		{method: post, path: "/admin/v1/reseal", open: true, do: s.reseal},
+	}...)
 }
 
 // orgView is an organization on the wire of the administration API.
 type orgView struct {
 	ID           fsm.OrgID `json:"id"`
 	Name         string    `json:"name"`
-	MaxSandboxes int       `json:"max_sandboxes"` // 0: no bound
-	MaxSnapshots int       `json:"max_snapshots"` // 0: no bound
+	MaxSandboxes int       `json:"max_sandboxes"`           // 0: no bound
+	MaxSnapshots int       `json:"max_snapshots"`           // 0: no bound
+	MaxRequests  int       `json:"max_requests_per_minute"` // to each node; 0: no bound
+	Sandboxes    int       `json:"sandboxes"`               // what it has now
+	Snapshots    int       `json:"snapshots"`
 	CreatedAt    string    `json:"created_at"`
 }
 
-func viewOrg(o fsm.Org) orgView {
-	return orgView{o.ID, o.Name, o.MaxSandboxes, o.MaxSnapshots, timeView(o.CreatedAt)}
+func viewOrg(state *fsm.State, o fsm.Org) orgView {
+	v := orgView{
+		ID: o.ID, Name: o.Name, MaxSandboxes: o.MaxSandboxes, MaxSnapshots: o.MaxSnapshots, MaxRequests: o.MaxRequests,
+		CreatedAt: timeView(o.CreatedAt),
+	}
+	v.Sandboxes, v.Snapshots = state.OrgUse(o.ID)
+	return v
 }
 
 // keyView is an API key on the wire of the administration API. Key is the secret, there only when it was just made.
@@ -70,6 +80,7 @@ func (s *Server) createOrg(c *call) (reply, error) {
 	org := fsm.Org{
 		MaxSandboxes: int(body.integer("max_sandboxes", 0, 0, math.MaxInt32)),
 		MaxSnapshots: int(body.integer("max_snapshots", 0, 0, math.MaxInt32)),
+		MaxRequests:  int(body.integer("max_requests_per_minute", 0, 0, math.MaxInt32)),
 	}
 	name, ok := body.required("name")
 	if ok && !orgName.MatchString(name) {
@@ -86,7 +97,47 @@ func (s *Server) createOrg(c *call) (reply, error) {
 	if err := s.apply(c, fsm.PutOrg{Now: org.CreatedAt, Org: org}); err != nil {
 		return reply{}, err
 	}
-	return jsonReply(http.StatusCreated, viewOrg(org))
+	return jsonReply(http.StatusCreated, viewOrg(s.log.State(), org))
+}
+
+// setLimits changes those limits of an organization that are given.
+func (s *Server) setLimits(c *call) (reply, error) {
+	errs := &fieldErrors{}
+	body, err := c.body(errs)
+	if err != nil {
+		return reply{}, err
+	}
+	cmd := fsm.SetOrgLimits{
+		MaxSandboxes: body.limit("max_sandboxes"), MaxSnapshots: body.limit("max_snapshots"),
+		MaxRequests: body.limit("max_requests_per_minute"),
+	}
+	if err := errs.err(); err != nil {
+		return reply{}, err
+	}
+	state, err := s.read(c.ctx)
+	if err != nil {
+		return reply{}, err
+	}
+	org, err := findOrg(state, c.fc.Params("org"))
+	if err != nil {
+		return reply{}, err
+	}
+	cmd.Now, cmd.Org = s.now(), org.ID
+	if err := s.apply(c, cmd); err != nil {
+		return reply{}, err
+	}
+	state = s.log.State()
+	org, _ = state.Org(org.ID)
+	return jsonReply(http.StatusOK, viewOrg(state, org))
+}
+
+// limit reads a bound; nil when it is not given.
+func (o *object) limit(name string) *int {
+	if !o.has(name) {
+		return nil
+	}
+	n := int(o.integer(name, 0, 0, math.MaxInt32))
+	return &n
 }
 
 // apply proposes a command that is done once it is applied.
@@ -106,10 +157,22 @@ func (s *Server) listOrgs(c *call) (reply, error) {
 	}
 	out := page[orgView]{Items: []orgView{}}
 	for _, o := range state.Orgs() {
-		out.Items = append(out.Items, viewOrg(o))
+		out.Items = append(out.Items, viewOrg(state, o))
 	}
 	out.TotalItems = len(out.Items)
 	return jsonReply(http.StatusOK, out)
+}
+
+// reseal seals the secrets of the state anew. What it has done stays done when it is cut off; the next goes on.
+func (s *Server) reseal(c *call) (reply, error) {
+	if s.cfg.Reseal == nil {
+		return unavailable(c)
+	}
+	done, err := s.cfg.Reseal(c.ctx)
+	if err != nil {
+		return reply{}, err
+	}
+	return jsonReply(http.StatusOK, done)
 }
 
 // findOrg finds an organization by ID or by name.

@@ -105,6 +105,9 @@ func (s *Server) run(c *call, r route) (rep reply, err error) {
 		if err := s.authenticate(c); err != nil {
 			return reply{}, err
 		}
+		if err := s.admit(c); err != nil {
+			return reply{}, err
+		}
 	}
 	c.async = r.async && prefersAsync(c.fc)
 	if err := c.consistency(r); err != nil {

@@ -28,8 +28,12 @@ type Config struct {
 	NodeStatus func() NodeStatus
 	// ClusterStatus answers GET /v1/cluster, with digests of the nodes' states where asked for. nil: 501.
 	ClusterStatus func(ctx context.Context, digest bool) ClusterStatus
+	// Operations carries out what operators ask for through the administration socket. nil: it does not offer that.
+	Operations Operations
 	// Backup takes a backup of the whole replicated state for GET /admin/v1/backup. nil: 501.
 	Backup func(ctx context.Context) (io.WriterTo, error)
+	// Reseal seals all that the state holds with the newest key. nil: 501.
+	Reseal func(ctx context.Context) (Resealed, error)
 	// Registry takes the metrics of this package and is what /metrics shows. nil: a new one.
 	Registry *prometheus.Registry
 	Logger   *slog.Logger // nil: slog.Default
@@ -39,8 +43,7 @@ type Config struct {
 	NewID           func(prefix string) string // nil: NewID
 	NewSnapshotName func() string              // nil: NewSnapshotName
 
-	DefaultDiskMiB int64  // of a new sandbox; 0: 10240
-	NetworkStatus  string // see Sandbox.NetworkStatus; empty: "isolated"
+	DefaultDiskMiB int64 // of a new sandbox; 0: 10240
 
 	Limits Limits
 }
@@ -64,7 +67,6 @@ type Limits struct {
 
 func (c Config) withDefaults() Config {
 	setDefault(&c.DefaultDiskMiB, 10240)
-	setDefault(&c.NetworkStatus, "isolated")
 	setDefault(&c.Limits.Body, 10<<20)
 	setDefault(&c.Limits.JSON, 1<<20)
 	setDefault(&c.Limits.Header, 16<<10)

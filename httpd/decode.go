@@ -231,21 +231,6 @@ func (o *object) child(name string) *object {
 	return c
 }
 
-// children reads an array of objects, leaving out what is none.
-func (o *object) children(name string, most int) []*object {
-	var out []*object
-	for i, raw := range o.list(name, most) {
-		field := fmt.Sprintf("%s[%d]", o.field(name), i)
-		c := &object{prefix: field + ".", errs: o.errs}
-		if !c.fill(raw) {
-			o.errs.add(field, "must be an object")
-			continue
-		}
-		out = append(out, c)
-	}
-	return out
-}
-
 // names gives the names of an object's members in order, so that errors and copies do not depend on chance.
 func (o *object) names() []string {
 	out := make([]string, 0, len(o.members))

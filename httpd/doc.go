@@ -21,12 +21,13 @@
 // # Guarantees
 //
 // An Idempotency-Key makes a POST or PUT safe to repeat: the same key with the same request gives the same answer and
-// one effect; with another request it gives a conflict. A request whose outcome is not known is answered as such (503),
-// never as failed.
+// one effect; with another request it gives a conflict. A request whose outcome is not known is answered as such
+// (503), never as failed.
 //
 // # Not guaranteed
 //
 // A request goes on when its client hangs up: it ends at its own deadline. A key that was revoked through another
 // node is refused once this node has applied the revocation. Answers longer than fsm.MaxKeptBody are not kept under
-// an Idempotency-Key; a retry is told so.
+// an Idempotency-Key; a retry is told so. The bound on an organization's requests a minute is each node's own: spread
+// over n nodes it is n times as high, and a node that restarts begins anew.
 package httpd

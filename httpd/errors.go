@@ -63,7 +63,8 @@ type apiError struct {
 	message  string
 	fields   []FieldError
 	resource *Resource
-	cause    error // for the log only
+	after    string // seconds until it is worth trying again, where that is known
+	cause    error  // for the log only
 }
 
 func (e *apiError) Error() string {
@@ -84,11 +85,20 @@ func (e *apiError) status() int {
 
 // retryAfter is the value of Retry-After, in seconds; empty where waiting does not help.
 func (e *apiError) retryAfter() string {
-	if e.status() == http.StatusServiceUnavailable {
+	switch {
+	case e.after != "":
+		return e.after
+	case e.status() == http.StatusServiceUnavailable:
 		return "1"
+	case e.status() == http.StatusTooManyRequests:
+		return heldLimitAfter
 	}
 	return ""
 }
+
+// heldLimitAfter is the Retry-After, in seconds, of a limit on what an organization has at once: nobody knows when it
+// will have less, and a minute loads nobody.
+const heldLimitAfter = "60"
 
 func failf(kind fsm.Kind, format string, args ...any) *apiError {
 	return &apiError{kind: kind, message: fmt.Sprintf(format, args...)}

@@ -35,6 +35,7 @@ func (q *query) choice(name, def string, allowed ...string) string {
 	return v
 }
 
+// integer reads a number from 1 on.
 func (q *query) integer(name string, def, highest int) int {
 	v := q.c.fc.Query(name)
 	if v == "" {

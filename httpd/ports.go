@@ -78,6 +78,12 @@ type Secrets interface {
 	RequestHash(hash [32]byte) [32]byte
 }
 
+// Resealed is how sealing the state's secrets anew ended. It is also the answer's JSON.
+type Resealed struct {
+	Key   string `json:"key"`   // with which everything is sealed now
+	Count int    `json:"count"` // of values that were sealed anew by this call
+}
+
 // ErrGuestUnreachable is wrapped by errors of Guests that brought no answer.
 var ErrGuestUnreachable = errors.New("the sandbox's agent did not answer")
 
@@ -171,11 +177,19 @@ type FileInfo struct {
 
 // NodeStatus is what a node tells of itself at GET /v1/node.
 type NodeStatus struct {
-	ID          fsm.NodeID `json:"id"`
-	Name        string     `json:"name"`
-	Version     string     `json:"version"` // of this program
-	VMM         VMMStatus  `json:"vmm"`
-	CloneMethod string     `json:"clone_method"` // "reflink" or "copy"
+	ID          fsm.NodeID   `json:"id"`
+	Name        string       `json:"name"`
+	Version     string       `json:"version"` // of this program
+	VMM         VMMStatus    `json:"vmm"`
+	CloneMethod string       `json:"clone_method"` // "reflink" or "copy"
+	Egress      EgressStatus `json:"egress"`
+}
+
+// EgressStatus says whether a node can keep network policies in force. One that cannot starts no sandbox.
+type EgressStatus struct {
+	Enforced bool   `json:"enforced"`
+	Reason   string `json:"reason,omitempty"` // why not
+	Pool     string `json:"pool"`             // of sandboxes' addresses, in CIDR form
 }
 
 // VMMStatus says which virtual machine monitor a node uses.

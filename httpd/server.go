@@ -21,6 +21,7 @@ type Server struct {
 	guests  Guests
 	logger  *slog.Logger
 	metrics *metrics
+	rates   *rates
 	api     *fiber.App
 	admin   *fiber.App
 
@@ -43,7 +44,10 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("httpd: %w", err)
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, guests: cfg.Guests, logger: cfg.Logger, metrics: m, failed: make(chan error, 1)}
+	s := &Server{
+		cfg: cfg, log: cfg.Log, guests: cfg.Guests, logger: cfg.Logger, metrics: m, rates: newRates(),
+		failed: make(chan error, 1),
+	}
 	s.base, s.cancel = context.WithCancel(context.Background())
 	s.api = s.newApp(s.apiRoutes())
 	s.admin = s.newApp(s.adminRoutes())

@@ -216,12 +216,14 @@ func TestReadiness(t *testing.T) {
 func TestNodeStatus(t *testing.T) {
 	want := NodeStatus{
 		ID: "n", Name: "host", Version: "1.0", CloneMethod: "copy",
-		VMM: VMMStatus{"stillframe-devvmm", "/usr/bin/x", "v1", "no KVM here"},
+		VMM:    VMMStatus{"stillframe-devvmm", "/usr/bin/x", "v1", "no KVM here"},
+		Egress: EgressStatus{false, "no iptables", "100.126.0.0/16"},
 	}
 	e := newEnv(t, func(c *Config) { c.NodeStatus = func() NodeStatus { return want } })
 	resp := e.do("GET", "/v1/node", nil)
 	require.Equal(t, 200, resp.status)
-	require.JSONEq(t, `{"id":"n","name":"host","version":"1.0","clone_method":"copy","vmm":{"kind":"stillframe-devvmm",
+	require.JSONEq(t, `{"id":"n","name":"host","version":"1.0","clone_method":"copy",
+		"egress":{"enforced":false,"reason":"no iptables","pool":"100.126.0.0/16"},"vmm":{"kind":"stillframe-devvmm",
 		"binary":"/usr/bin/x","version":"v1","reason":"no KVM here"}}`, string(resp.body))
 }
 
@@ -315,7 +317,9 @@ func TestShutdownAnswersWhatWaits(t *testing.T) {
 
 func TestListenFailures(t *testing.T) {
 	e := newEnv(t)
-	again, err := New(Config{Addr: e.server.Addr(), Log: e.log, Guests: e.guests, Policies: e.policies, Secrets: e.secrets})
+	again, err := New(Config{
+		Addr: e.server.Addr(), Log: e.log, Guests: e.guests, Policies: e.policies, Secrets: e.secrets,
+	})
 	require.NoError(t, err)
 	require.Error(t, again.Listen(t.Context()), "the address is in use")
 	_, err = New(Config{})

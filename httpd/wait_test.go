@@ -128,7 +128,7 @@ func TestKinds(t *testing.T) {
 		require.Equal(t, status, e.status(), kind)
 		require.NotContains(t, e.message, "cause")
 		require.ErrorContains(t, e, "cause")
-		require.Equal(t, status == 503, e.retryAfter() != "")
+		require.Equal(t, status == 503 || status == 429, e.retryAfter() != "")
 	}
 	e := asAPIError(errors.New("secret detail"))
 	require.Equal(t, 500, e.status())

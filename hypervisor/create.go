@@ -2,6 +2,9 @@ package hypervisor
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -17,26 +20,34 @@ type birth struct {
 	o     *Owner
 	sb    fsm.Sandbox
 	files machineFiles
-	ns    *netpolicy.Namespace
+	in    fsm.Intent
+	net   *netpolicy.Network
 	m     *machine
 }
 
+// newBirth gives a birth that can be undone, also where it gives an error.
 func (o *Owner) newBirth(in fsm.Intent) (*birth, error) {
+	b := &birth{o: o, sb: fsm.Sandbox{ID: in.Sandbox}, in: in, files: machineFiles{o.sandboxDir(in.Sandbox)}}
 	sb, ok := o.cfg.Log.State().Sandbox(in.Sandbox)
 	if !ok {
-		return nil, fsm.Errorf(fsm.KindInternal, "intent %s is for sandbox %s, which is not there", in.ID, in.Sandbox)
+		return b, fsm.Errorf(fsm.KindInternal, "intent %s is for sandbox %s, which is not there", in.ID, in.Sandbox)
 	}
-	return &birth{o: o, sb: sb, files: machineFiles{o.sandboxDir(sb.ID)}}, nil
+	b.sb = sb
+	if o.cfg.Networks == nil {
+		return b, o.noNetworks()
+	}
+	return b, nil
 }
 
 func (o *Owner) planCreate(in fsm.Intent) (plan, error) {
 	b, err := o.newBirth(in)
 	if err != nil {
-		return plan{}, err
+		return plan{undo: b.undo}, err
 	}
 	image, err := o.cfg.Images.ByDigest(b.sb.TemplateDigest)
 	if err != nil {
-		return plan{}, fsm.Wrap(fsm.KindUnavailable, err, "this node has no image of template %s", b.sb.TemplateName)
+		return plan{undo: b.undo}, fsm.Wrap(fsm.KindUnavailable, err, "this node has no image of template %s",
+			b.sb.TemplateName)
 	}
 	return plan{undo: b.undo, steps: []step{
 		{StepReserve, b.reserve},
@@ -48,19 +59,18 @@ func (o *Owner) planCreate(in fsm.Intent) (plan, error) {
 		{StepVMBoot, b.bootVM},
 		{StepGuestReady, b.guestReady},
 		{StepIdentity, b.identity},
-		o.commit(in, nil),
+		{StepCommit, nil},
 	}}, nil
 }
 
 // undo removes all that the birth has made; a sandbox that failed to be born leaves nothing.
-func (b *birth) undo(ctx context.Context) string {
+func (b *birth) undo(ctx context.Context, _ *fsm.Complete) {
 	ctx, cancel := context.WithTimeout(ctx, b.o.cfg.Deadline)
 	defer cancel()
 	if err := b.o.destroy(ctx, b.sb.ID); err != nil {
 		// The folder is still there, so that the next start tries again.
 		b.o.log.Error("a failed sandbox could not be removed whole", "sandbox", b.sb.ID, "error", err)
 	}
-	return ""
 }
 
 // reserve makes the sandbox's folder, after removing what an interrupted earlier attempt has left.
@@ -78,8 +88,15 @@ func (b *birth) reserve(ctx context.Context) error {
 // what they may grow to, but enough for a guest to boot.
 const minimumSpace = 512 << 20
 
-func (b *birth) network(ctx context.Context) (err error) {
-	b.ns, err = netpolicy.Create(ctx, namespaceName(b.sb.ID))
+// network comes before there is a VM: the policy is in force, and read back, before anything could send.
+func (b *birth) network(ctx context.Context) error {
+	spec, err := b.o.networkSpec(b.sb)
+	if err != nil {
+		return err
+	}
+	step, end := b.o.subSteps(b.in)
+	b.net, err = b.o.cfg.Networks.Create(ctx, namespaceName(b.sb.ID), spec, step)
+	end(err)
 	return err
 }
 
@@ -93,7 +110,7 @@ func (b *birth) freshMemory(context.Context) error {
 }
 
 func (b *birth) startVMM(ctx context.Context) (err error) {
-	b.m, err = b.o.startVMM(ctx, b.sb.ID, b.ns)
+	b.m, err = b.o.startVMM(ctx, b.sb.ID, &egress{ns: b.net.Namespace(), net: b.net})
 	return err
 }
 
@@ -130,7 +147,8 @@ func (b *birth) guestReady(ctx context.Context) error {
 	return err
 }
 
-// identity makes the guest this sandbox: without it clones would share id, clock and random numbers.
+// identity makes the guest this sandbox: without it clones would share id, clock and random numbers. It also has the
+// guest's programs trust the authority by which transforms are made.
 func (b *birth) identity(ctx context.Context) error {
 	ctx, cancel := b.m.untilExit(ctx)
 	defer cancel()
@@ -138,9 +156,13 @@ func (b *birth) identity(ctx context.Context) error {
 	if env == nil {
 		env = map[string]string{}
 	}
-	got, err := b.m.guest.SetIdentity(ctx, guest.Identity{SandboxID: string(b.sb.ID), Env: env})
+	ca := b.net.CACertPEM()
+	got, err := b.m.guest.SetIdentity(ctx, guest.Identity{SandboxID: string(b.sb.ID), Env: env, CAPEM: string(ca)})
 	if err != nil {
 		return err
+	}
+	if sum := sha256.Sum256(ca); got.CA != hex.EncodeToString(sum[:]) {
+		return errors.New("the agent has not installed the sandbox's certificate authority")
 	}
 	if !got.Reseeded || got.SandboxID != string(b.sb.ID) {
 		return fmt.Errorf("the agent took identity %q (reseeded %t)", got.SandboxID, got.Reseeded)

@@ -15,18 +15,17 @@ import (
 	"stillframe/hypervisor/guest"
 	"stillframe/hypervisor/guest/clock"
 	"stillframe/hypervisor/vmm"
-	"stillframe/netpolicy"
 )
 
 // machine is a VM of this node while its process runs: what the owner needs to reach it.
 type machine struct {
-	id    fsm.SandboxID
-	files machineFiles
-	ns    *netpolicy.Namespace
-	proc  *vmm.Process
-	api   *vmm.Client
-	guest *guest.Client
-	clock net.PacketConn // of the clock that the guest asks
+	id     fsm.SandboxID
+	files  machineFiles
+	egress *egress
+	proc   *vmm.Process
+	api    *vmm.Client
+	guest  *guest.Client
+	clock  net.PacketConn // of the clock that the guest asks
 
 	once     sync.Once
 	detached chan struct{} // closed when the owner no longer watches: the machine is being ended, or the daemon is
@@ -55,6 +54,9 @@ func (f snapshotFiles) config() string   { return filepath.Join(f.dir, "config.j
 func (f snapshotFiles) state() string    { return filepath.Join(f.dir, "state.json") }
 func (f snapshotFiles) manifest() string { return filepath.Join(f.dir, "manifest.json") }
 
+// dataFiles are the files of a snapshot that its manifest lists.
+var dataFiles = []string{"ram", "disk", vmm.ConfigFile, vmm.StateFile}
+
 // Names inside the VM's configuration. A snapshot refers to its devices by these, so they never change.
 const (
 	baseDisk    = "base"
@@ -67,7 +69,7 @@ const (
 func namespaceName(id fsm.SandboxID) string { return "sf-" + string(id) }
 
 // startVMM starts the VMM process of a sandbox in the sandbox's namespace and stores how to find it again.
-func (o *Owner) startVMM(ctx context.Context, id fsm.SandboxID, ns *netpolicy.Namespace) (*machine, error) {
+func (o *Owner) startVMM(ctx context.Context, id fsm.SandboxID, e *egress) (*machine, error) {
 	files := machineFiles{o.sandboxDir(id)}
 	proc, err := vmm.Start(ctx, vmm.StartOptions{
 		Binary:     o.cfg.VMM.Binary,
@@ -76,7 +78,7 @@ func (o *Owner) startVMM(ctx context.Context, id fsm.SandboxID, ns *netpolicy.Na
 		LogPath:    files.log(),
 		EventPath:  files.events(),
 		Output:     files.output(),
-		NetNS:      ns.Path(),
+		NetNS:      e.ns.Path(),
 	})
 	if err != nil {
 		return nil, err
@@ -84,21 +86,21 @@ func (o *Owner) startVMM(ctx context.Context, id fsm.SandboxID, ns *netpolicy.Na
 	if err := writeRuntime(files, proc.Record()); err != nil {
 		return nil, errors.Join(err, proc.Kill(ctx), proc.Close())
 	}
-	return o.attach(id, ns, proc)
+	return o.attach(id, e, proc)
 }
 
 // attach makes the machine of a process known to the owner: its clock is served, its end is watched.
-func (o *Owner) attach(id fsm.SandboxID, ns *netpolicy.Namespace, proc *vmm.Process) (*machine, error) {
+func (o *Owner) attach(id fsm.SandboxID, e *egress, proc *vmm.Process) (*machine, error) {
 	m := &machine{
 		id:       id,
 		files:    machineFiles{o.sandboxDir(id)},
-		ns:       ns,
+		egress:   e,
 		proc:     proc,
 		api:      proc.Client(),
 		detached: make(chan struct{}),
 	}
 	m.guest = guest.NewClient(m.dial)
-	err := ns.Do(func() (err error) {
+	err := e.ns.Do(func() (err error) {
 		m.clock, err = (&net.ListenConfig{}).ListenPacket(context.Background(), "udp4",
 			net.JoinHostPort(guest.HostIP, strconv.Itoa(guest.ClockPort)))
 		return err
@@ -120,7 +122,7 @@ func (o *Owner) attach(id fsm.SandboxID, ns *netpolicy.Namespace, proc *vmm.Proc
 // dial connects to the guest. Nobody in the namespace would say that the VM is gone, so the connection is closed when
 // it is, and a call under way ends at once instead of at its own deadline.
 func (m *machine) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	conn, err := m.ns.DialContext(ctx, network, addr)
+	conn, err := m.egress.ns.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +172,7 @@ func (o *Owner) watch(m *machine) {
 	o.forget(m)
 	reason := "its VMM ended: " + m.proc.ExitStatus()
 	o.log.Error("VM lost", "sandbox", m.id, "reason", reason)
-	o.reportStopped(m, reason)
+	o.reportStopped(m.id, reason)
 }
 
 // forget takes a machine off the books, unless another has taken its place.
@@ -184,13 +186,21 @@ func (o *Owner) forget(m *machine) {
 }
 
 // reportStopped tells the log that a sandbox lost its VM, once no other intent on it is open: an open one meets the
-// loss itself and says so in its outcome.
-func (o *Owner) reportStopped(m *machine, reason string) {
-	ctx, cancel := context.WithTimeout(context.Background(), o.cfg.Deadline)
+// loss itself and says so in its outcome, unless an outcome of before the loss was under way. It goes on for as long as
+// the daemon lives, for a cluster without a leader may take its time, and nobody else will ever say it.
+func (o *Owner) reportStopped(id fsm.SandboxID, reason string) {
+	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	go func() {
+		select {
+		case <-o.quit:
+			cancel() // the next start finds the loss
+		case <-ctx.Done():
+		}
+	}()
 	for ctx.Err() == nil {
 		changed := o.cfg.Log.Changed()
-		sb, ok := o.cfg.Log.State().Sandbox(m.id)
+		sb, ok := o.cfg.Log.State().Sandbox(id)
 		if !ok || sb.State == fsm.SandboxStopped || sb.State == fsm.SandboxDeleting {
 			return
 		}
@@ -199,8 +209,6 @@ func (o *Owner) reportStopped(m *machine, reason string) {
 		}
 		select {
 		case <-changed:
-		case <-m.detached:
-			return // the daemon ends; the next start finds the loss
 		case <-ctx.Done():
 		}
 	}
@@ -236,8 +244,8 @@ func (o *Owner) destroy(ctx context.Context, id fsm.SandboxID) error {
 	if err := o.stopVMM(ctx, id); err != nil {
 		return err
 	}
-	if err := netpolicy.Destroy(ctx, namespaceName(id)); err != nil {
-		return fmt.Errorf("remove the namespace: %w", err)
+	if err := o.destroyNetwork(ctx, id); err != nil {
+		return err
 	}
 	return os.RemoveAll(o.sandboxDir(id))
 }

@@ -16,6 +16,8 @@ type metrics struct {
 	pause    prometheus.Histogram
 	machines prometheus.Gauge
 	takenUp  *prometheus.CounterVec
+	// policyLost counts running sandboxes whose network policy could not be put in force at a start.
+	policyLost prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -33,9 +35,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help: "VMs that run on this node."}),
 		takenUp: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "stillframe_take_up_total",
 			Help: "What a start found of an earlier run: adopted, resumed, lost, removed."}, []string{"what"}),
+		policyLost: prometheus.NewCounter(prometheus.CounterOpts{Name: "stillframe_policy_lost_total",
+			Help: "Running sandboxes whose network policy could not be put in force at a start: they reach nothing."}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.steps, m.failures, m.vmmCalls, m.pause, m.machines, m.takenUp)
+		reg.MustRegister(m.steps, m.failures, m.vmmCalls, m.pause, m.machines, m.takenUp, m.policyLost)
 	}
 	return m
 }

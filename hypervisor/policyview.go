@@ -2,13 +2,18 @@ package hypervisor
 
 import (
 	"context"
+	"net"
+	"slices"
+	"strconv"
 	"time"
 
 	"stillframe/fsm"
+	"stillframe/netpolicy"
+	"stillframe/netpolicy/gate"
 )
 
-// PolicyDecision is what a sandbox's network policy decided about one connection or query. It holds no header values and
-// no contents.
+// PolicyDecision is what a sandbox's network policy decided about one connection or query. It holds no header values
+// and no contents.
 type PolicyDecision struct {
 	At       time.Time
 	Action   string // allow, transform or deny
@@ -22,16 +27,49 @@ type PolicyDecision struct {
 }
 
 // PolicyLog gives the last decisions on a sandbox of this node, the newest last, at most limit.
-func (o *Owner) PolicyLog(_ context.Context, id fsm.SandboxID, _ int) ([]PolicyDecision, error) {
-	return nil, noPolicyYet(id)
+func (o *Owner) PolicyLog(_ context.Context, id fsm.SandboxID, limit int) ([]PolicyDecision, error) {
+	n, err := o.networkOf(id)
+	if err != nil {
+		return nil, err
+	}
+	latestFirst := n.Log(limit)
+	out := make([]PolicyDecision, len(latestFirst))
+	for i, d := range latestFirst {
+		out[i] = viewDecision(d)
+	}
+	slices.Reverse(out)
+	return out, nil
 }
 
 // PolicyCheck says what would become of a connection from a sandbox of this node to a host name or address, without
 // opening one. Port 0 is any.
-func (o *Owner) PolicyCheck(_ context.Context, id fsm.SandboxID, _ string, _ uint16) (PolicyDecision, error) {
-	return PolicyDecision{}, noPolicyYet(id)
+func (o *Owner) PolicyCheck(ctx context.Context, id fsm.SandboxID, host string, port uint16) (PolicyDecision, error) {
+	n, err := o.networkOf(id)
+	if err != nil {
+		return PolicyDecision{}, err
+	}
+	return viewDecision(n.Check(ctx, host, port)), nil
 }
 
-func noPolicyYet(id fsm.SandboxID) error {
-	return fsm.Errorf(fsm.KindUnavailable, "no network policy is in force in sandbox %s", id)
+// networkOf gives the network of a sandbox whose policy is in force here.
+func (o *Owner) networkOf(id fsm.SandboxID) (*netpolicy.Network, error) {
+	m, err := o.machine(id)
+	if err != nil {
+		return nil, err
+	}
+	return m.egress.get()
+}
+
+// actions are the gate's verdicts as the API words them.
+var actions = map[string]string{gate.Allowed: "allow", gate.Denied: "deny", gate.Transformed: "transform"}
+
+func viewDecision(d gate.Decision) PolicyDecision {
+	out := PolicyDecision{
+		At: d.Time, Action: actions[d.Verdict], Rule: d.Rule, Reason: d.Reason, Protocol: d.Kind, Name: d.Name,
+		Sent: d.Up, Received: d.Down,
+	}
+	if d.Addr.IsValid() {
+		out.Address = net.JoinHostPort(d.Addr.String(), strconv.Itoa(int(d.Port)))
+	}
+	return out
 }

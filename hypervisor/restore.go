@@ -14,33 +14,50 @@ import (
 func (o *Owner) planRestore(in fsm.Intent) (plan, error) {
 	b, err := o.newBirth(in)
 	if err != nil {
-		return plan{}, err
+		return plan{undo: b.undo}, err
 	}
 	sn, ok := o.cfg.Log.State().Snapshot(b.sb.Snapshot)
 	if !ok || sn.Manifest == nil {
-		return plan{}, fsm.Errorf(fsm.KindInternal, "snapshot %s is not there", b.sb.Snapshot)
+		return plan{undo: b.undo}, fsm.Errorf(fsm.KindInternal, "snapshot %s is not there", b.sb.Snapshot)
 	}
 	if err := o.compatible(sn); err != nil {
-		return plan{}, err
+		return plan{undo: b.undo}, err
 	}
 	image, err := o.cfg.Images.ByDigest(sn.Manifest.TemplateDigest)
 	if err != nil {
-		return plan{}, fsm.Wrap(fsm.KindUnavailable, err,
+		return plan{undo: b.undo}, fsm.Wrap(fsm.KindUnavailable, err,
 			"this node no longer has the image of template %s that snapshot %s was taken on", sn.TemplateName, sn.Name)
 	}
-	from := snapshotFiles{o.snapshotDir(sn.ID)}
+	from := &origin{o: o, sn: sn}
 	return plan{undo: b.undo, steps: []step{
+		{StepFetch, from.fetch},
 		{StepReserve, b.reserve},
 		{StepNetwork, b.network},
-		{StepDisk, func(ctx context.Context) error { return b.copyFile(ctx, from.disk(), b.files.disk()) }},
-		{StepMemory, func(ctx context.Context) error { return b.copyFile(ctx, from.ram(), b.files.ram()) }},
+		{StepDisk, func(ctx context.Context) error { return b.copyFile(ctx, from.files.disk(), b.files.disk()) }},
+		{StepMemory, func(ctx context.Context) error { return b.copyFile(ctx, from.files.ram(), b.files.ram()) }},
 		{StepVMMStart, b.startVMM},
-		{StepVMRestore, func(ctx context.Context) error { return b.restoreVM(ctx, from, image) }},
+		{StepVMRestore, func(ctx context.Context) error { return b.restoreVM(ctx, from.files, image) }},
 		{StepVMResume, b.resumeVM},
 		{StepGuestReady, b.guestReady},
 		{StepIdentity, b.identity},
-		o.commit(in, nil),
+		{StepCommit, nil},
 	}}, nil
+}
+
+// origin is the snapshot that a sandbox is restored from: the data of this node, or a copy of another's.
+type origin struct {
+	o     *Owner
+	sn    fsm.Snapshot
+	files snapshotFiles
+}
+
+func (f *origin) fetch(ctx context.Context) (err error) {
+	if f.sn.Owner == f.o.cfg.Node {
+		f.files = snapshotFiles{f.o.snapshotDir(f.sn.ID)}
+		return nil
+	}
+	f.files, err = f.o.localCopy(ctx, f.sn)
+	return err
 }
 
 // compatible refuses a snapshot that this node's VMM cannot restore: device state is only understood by the version

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"stillframe/fsm"
+	"stillframe/netpolicy"
 )
 
 // Step names one step of an intent. The same names stand in code, logs, metrics and crash tests.
@@ -15,8 +16,9 @@ type Step string
 
 // The steps, in the order in which each kind of intent takes them (see Steps).
 const (
+	StepFetch      Step = "fetch"       // the snapshot's files brought to this node, where another holds them
 	StepReserve    Step = "reserve"     // make the sandbox's folder, check space
-	StepNetwork    Step = "network"     // namespace and tap
+	StepNetwork    Step = "network"     // namespace, the policy in force, links; its own steps are the manager's
 	StepDisk       Step = "disk"        // the sandbox's own writable disk
 	StepMemory     Step = "memory"      // the sandbox's own RAM file
 	StepVMMStart   Step = "vmm-start"   // the VMM process
@@ -39,27 +41,44 @@ const (
 	StepDigest     Step = "digest"      // RAM and disk digested
 	StepPublish    Step = "publish"     // manifest, sync, rename
 
+	StepPolicy Step = "policy" // another network policy in force; its own steps are the manager's
+
 	StepStop   Step = "stop"   // the VMM process ended
 	StepUnlink Step = "unlink" // namespace removed
 	StepRemove Step = "remove" // files removed
 )
 
-// Steps lists, for every kind of intent, its steps in order. Crash tests enumerate it.
+// Steps lists, for every kind of intent, its steps in order, those within a step behind it. Crash tests enumerate it.
 var Steps = map[fsm.IntentKind][]Step{
-	fsm.IntentCreate: {
+	fsm.IntentCreate: within(netpolicy.CreateSteps,
 		StepReserve, StepNetwork, StepDisk, StepMemory, StepVMMStart, StepVMCreate, StepVMBoot,
 		StepGuestReady, StepIdentity, StepCommit,
-	},
-	fsm.IntentRestore: {
-		StepReserve, StepNetwork, StepDisk, StepMemory, StepVMMStart, StepVMRestore, StepVMResume,
+	),
+	fsm.IntentRestore: within(netpolicy.CreateSteps,
+		StepFetch, StepReserve, StepNetwork, StepDisk, StepMemory, StepVMMStart, StepVMRestore, StepVMResume,
 		StepGuestReady, StepIdentity, StepCommit,
-	},
+	),
 	fsm.IntentSnapshot: {
 		StepPrepare, StepAhead, StepPause, StepVMSnapshot, StepCapture, StepResume, StepClock,
 		StepVerify, StepDigest, StepPublish, StepCommit,
 	},
 	fsm.IntentDelete:         {StepStop, StepUnlink, StepRemove, StepCommit},
 	fsm.IntentDeleteSnapshot: {StepRemove, StepCommit},
+	fsm.IntentSetPolicy:      within(netpolicy.ReplaceSteps, StepPolicy, StepCommit),
+}
+
+// within puts the steps that the network's manager takes behind the step that it takes them in.
+func within(subs []string, steps ...Step) []Step {
+	var all []Step
+	for _, s := range steps {
+		all = append(all, s)
+		if s == StepNetwork || s == StepPolicy {
+			for _, sub := range subs {
+				all = append(all, Step(sub))
+			}
+		}
+	}
+	return all
 }
 
 // step is one entry of a running plan.
@@ -86,25 +105,64 @@ func failedStep(err error) string {
 	return "planning"
 }
 
-// runSteps takes the steps in order and stops at the first that fails. The error names the step. The intent's deadline
-// does not bound the commit: the work is done then, and to give up on an outcome that may be in the log already, and
-// undo the work, would leave the log speaking of what is not there.
-func (o *Owner) runSteps(ctx context.Context, in fsm.Intent, steps []step) error {
-	limited, cancel := context.WithTimeout(ctx, o.cfg.Deadline)
-	defer cancel()
-	for _, s := range steps {
-		stepCtx := limited
-		if s.name == StepCommit {
-			if !o.mayCommit(in.ID) {
-				return &stepError{s.name, errSuperseded}
-			}
-			stepCtx = ctx
-		}
-		if err := o.runStep(stepCtx, in, s); err != nil {
-			return err
-		}
+// deadline bounds steps together, from the first one that it is asked for.
+type deadline struct {
+	parent context.Context
+	after  time.Duration
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+func (d *deadline) context() context.Context {
+	if d.ctx == nil {
+		d.ctx, d.cancel = context.WithTimeout(d.parent, d.after)
 	}
-	return nil
+	return d.ctx
+}
+
+func (d *deadline) end() {
+	if d.cancel != nil {
+		d.cancel()
+	}
+}
+
+// takeStep takes the next step of a course. limited bounds every step but two. The commit it does not: the work is done
+// then, and to give up on an outcome that may be in the log already, and undo the work, would leave the log speaking of
+// what is not there. Nor a fetch, which takes as long as the data needs and ends by itself when the connection stalls;
+// the deadline begins after it. The error names the step.
+func (o *Owner) takeStep(ctx context.Context, limited *deadline, in fsm.Intent, p plan, c course) (course, error) {
+	s := p.steps[c.at]
+	if s.name == StepCommit {
+		return o.commit(ctx, in, p, c)
+	}
+	bound := limited.parent
+	if s.name != StepFetch {
+		bound = limited.context()
+	}
+	err := o.runStep(bound, in, s)
+	if err != nil && errors.Is(context.Cause(limited.parent), errSuperseded) {
+		return c.superseded(), errSuperseded
+	}
+	return c.stepped(err == nil), err
+}
+
+// commit is the last step of every plan: the outcome enters the log.
+func (o *Owner) commit(ctx context.Context, in fsm.Intent, p plan, c course) (course, error) {
+	if !o.mayCommit(in.ID) {
+		return c.superseded(), errSuperseded
+	}
+	v := verdictAgain
+	err := o.runStep(ctx, in, step{StepCommit, func(ctx context.Context) (err error) {
+		outcome := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch}
+		if p.fill != nil {
+			p.fill(&outcome)
+		}
+		if v, err = o.complete(ctx, in, outcome); v == verdictSettled {
+			return nil
+		}
+		return err
+	}})
+	return c.committed(v), err
 }
 
 func (o *Owner) runStep(ctx context.Context, in fsm.Intent, s step) error {

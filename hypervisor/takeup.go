@@ -10,21 +10,18 @@ import (
 
 	"stillframe/fsm"
 	"stillframe/hypervisor/vmm"
-	"stillframe/netpolicy"
 )
 
 // takeUp brings the node from whatever an earlier run left to what the log says: running VMs are adopted and, where a
 // snapshot was interrupted in its pause, resumed; VMs that died meanwhile are reported; what no sandbox or snapshot
 // accounts for is removed. Open intents are not touched here: carrying them out again undoes or finishes them.
-func (o *Owner) takeUp(ctx context.Context) error {
-	state := o.cfg.Log.State()
+func (o *Owner) takeUp(ctx context.Context, state *fsm.State) error {
 	local, err := o.localSandboxes()
 	if err != nil {
 		return err
 	}
 	for _, id := range local {
-		sb, ok := state.Sandbox(id)
-		if !ok || sb.Owner != o.cfg.Node {
+		if !keepsSandbox(state, o.cfg.Node, id) {
 			o.log.Warn("removing a sandbox that the log does not know", "sandbox", id)
 			o.metrics.takenUp.WithLabelValues("removed").Inc()
 			if err := o.destroy(ctx, id); err != nil {
@@ -33,12 +30,15 @@ func (o *Owner) takeUp(ctx context.Context) error {
 		}
 	}
 	for _, sb := range state.SandboxesOn(o.cfg.Node) {
-		if sb.State != fsm.SandboxRunning && sb.State != fsm.SandboxSnapshotting {
-			continue // starting and deleting are done again from the beginning; stopped has no VM
+		if !takesUp(sb) {
+			continue
 		}
 		if err := o.adopt(ctx, sb); err != nil {
 			return fmt.Errorf("sandbox %s: %w", sb.ID, err)
 		}
+	}
+	if err := o.copies.load(); err != nil {
+		return fmt.Errorf("copies of other nodes' snapshots: %w", err)
 	}
 	return o.sweepSnapshots(state)
 }
@@ -59,19 +59,25 @@ func (o *Owner) localSandboxes() ([]fsm.SandboxID, error) {
 
 // adopt takes up one VM, or reports that it is gone.
 func (o *Owner) adopt(ctx context.Context, sb fsm.Sandbox) error {
-	m, err := o.reattach(sb.ID)
+	m, err := o.reattach(ctx, sb)
 	if errors.Is(err, vmm.ErrGone) || errors.Is(err, os.ErrNotExist) {
 		o.metrics.takenUp.WithLabelValues("lost").Inc()
 		o.log.Error("VM lost while the daemon was not running", "sandbox", sb.ID, "error", err)
+		const reason = "its VMM ended while the daemon was not running"
 		if sb.State == fsm.SandboxSnapshotting {
-			return nil // the snapshot intent is open and will say so
+			// The snapshot intent is open and will say so, if the outcome of an earlier run does not come first.
+			o.workers.Go(func() { o.reportStopped(sb.ID, reason) })
+			return nil
 		}
-		return o.propose(ctx, stopped(sb, "its VMM ended while the daemon was not running"))
+		return o.propose(ctx, stopped(sb, reason))
 	}
 	if err != nil {
 		return err
 	}
 	o.metrics.takenUp.WithLabelValues("adopted").Inc()
+	if m.egress.mendable && m.egress.fault != nil {
+		o.workers.Go(func() { o.keepApplying(m) })
+	}
 	o.log.Info("VM taken up again", "sandbox", sb.ID, "pid", m.proc.Record().PID)
 	if gone := o.ensureRunning(ctx, sb.ID, sb.State == fsm.SandboxSnapshotting); gone != "" {
 		o.log.Error("VM lost at take-up", "sandbox", sb.ID, "reason", gone)
@@ -79,8 +85,8 @@ func (o *Owner) adopt(ctx context.Context, sb fsm.Sandbox) error {
 	return nil
 }
 
-func (o *Owner) reattach(id fsm.SandboxID) (*machine, error) {
-	rec, err := findVMM(machineFiles{o.sandboxDir(id)})
+func (o *Owner) reattach(ctx context.Context, sb fsm.Sandbox) (*machine, error) {
+	rec, err := findVMM(machineFiles{o.sandboxDir(sb.ID)})
 	if err != nil {
 		return nil, err
 	}
@@ -88,11 +94,11 @@ func (o *Owner) reattach(id fsm.SandboxID) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	ns, err := netpolicy.Open(namespaceName(id))
+	e, err := o.takeUpNetwork(ctx, sb)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open its namespace: %w", err), proc.Close())
+		return nil, errors.Join(err, proc.Close())
 	}
-	return o.attach(id, ns, proc)
+	return o.attach(sb.ID, e, proc)
 }
 
 // resumePatience bounds how long a VM may be left paused because its VMM does not answer.
@@ -167,6 +173,9 @@ func (o *Owner) resumeIfPaused(ctx context.Context, m *machine) error {
 	case vmm.StateRunning:
 		return nil
 	case vmm.StatePaused:
+		if fsm.Bug("no-resume") {
+			return nil
+		}
 		o.metrics.takenUp.WithLabelValues("resumed").Inc()
 		o.log.Warn("resuming a VM that was left paused", "sandbox", m.id)
 		return o.metrics.vmmCall("vm.resume", func() error { return m.api.Resume(ctx) })
@@ -182,13 +191,10 @@ func (o *Owner) sweepSnapshots(state *fsm.State) error {
 		return err
 	}
 	for _, e := range entries {
-		name, _, _ := strings.Cut(e.Name(), ".")
-		id := fsm.SnapshotID(name)
-		sn, ok := state.Snapshot(id)
-		if ok && sn.Owner == o.cfg.Node && !strings.HasSuffix(e.Name(), ".gone") {
-			continue // ready, or its intent is open and will deal with it
+		if keepsSnapshot(state, o.cfg.Node, e.Name()) {
+			continue
 		}
-		o.log.Warn("removing snapshot data that the log does not account for", "snapshot", id, "folder", e.Name())
+		o.log.Warn("removing snapshot data that the log does not account for", "folder", e.Name())
 		o.metrics.takenUp.WithLabelValues("removed").Inc()
 		if err := o.removeSnapshotFolder(e.Name()); err != nil {
 			return err

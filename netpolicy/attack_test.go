@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stillframe/netpolicy"
-	"stillframe/netpolicy/internal/farside"
+	"stillframe/netpolicy/farside"
 	"stillframe/netpolicy/policy"
 )
 
@@ -187,13 +187,14 @@ func TestAttackARP(t *testing.T) {
 			require.NoError(t, r.g.Send(f.Bytes()))
 		}
 	}
-	for _, f := range []farside.Frame{
-		{EtherType: arp, Payload: farside.ARP(2, "02:5f:00:00:00:66", netpolicy.GuestIP, netpolicy.HostMAC, netpolicy.HostIP)},
-		{EtherType: arp, Payload: farside.ARP(1, "02:5f:00:00:00:66", netpolicy.GuestIP, zero, netpolicy.HostIP)},
-		{EtherType: arp, DstMAC: all, Payload: farside.ARP(1, netpolicy.GuestMAC, netpolicy.HostIP, zero, netpolicy.HostIP)},
-		{EtherType: arp, DstMAC: all, Payload: farside.ARP(1, netpolicy.GuestMAC, netpolicy.GuestIP, zero, "100.126.0.1")},
+	const other = "02:5f:00:00:00:66"
+	for _, says := range [][]byte{
+		farside.ARP(2, other, netpolicy.GuestIP, netpolicy.HostMAC, netpolicy.HostIP),
+		farside.ARP(1, other, netpolicy.GuestIP, zero, netpolicy.HostIP),
+		farside.ARP(1, netpolicy.GuestMAC, netpolicy.HostIP, zero, netpolicy.HostIP),
+		farside.ARP(1, netpolicy.GuestMAC, netpolicy.GuestIP, zero, "100.126.0.1"),
 	} {
-		require.NoError(t, r.g.Send(f.Bytes()))
+		require.NoError(t, r.g.Send(farside.Frame{EtherType: arp, DstMAC: all, Payload: says}.Bytes()))
 	}
 	fence(t, r.g)
 	require.NoError(t, r.n.Namespace().Do(func() error {

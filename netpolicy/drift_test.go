@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stillframe/netpolicy"
-	"stillframe/netpolicy/internal/farside"
+	"stillframe/netpolicy/farside"
 )
 
 // soon is how long what is found and mended may take; on the fastest machine and the slowest.

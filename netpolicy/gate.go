@@ -2,40 +2,40 @@ package netpolicy
 
 import (
 	"context"
-	"net"
-	"net/netip"
 
+	"stillframe/netpolicy/gate"
 	"stillframe/netpolicy/policy"
 )
 
 // Gate is what decides by name: the node's DNS server and TCP proxy.
 type Gate interface {
-	// Open serves a sandbox's listeners until the session is closed, which closes them.
-	Open(Ports) (Session, error)
-}
-
-// Ports are the sockets of one sandbox, inside its namespace. Whatever comes in on them is this sandbox's.
-type Ports struct {
-	ID          string
-	TCP         net.Listener   // what the guest opened to anywhere
-	DNS         net.PacketConn // what it sent to port 53 of anywhere
-	DNSTCP      net.Listener
-	OriginalDst func(net.Conn) (netip.AddrPort, error) // where a connection of TCP was opened to
-	CASeed      [32]byte
-	Plan        *policy.Plan
+	// Open serves a sandbox's listeners, which are inside its namespace, until the session is closed, which closes them.
+	Open(gate.Sandbox) (Session, error)
 }
 
 // Session is one sandbox at the gate.
 type Session interface {
-	// Replace makes a plan the one that decides, from the next connection or question on.
-	Replace(*policy.Plan)
-	// Cut ends connections that the plan does not allow any more.
-	Cut()
+	// Replace makes a plan the one that decides, from the next connection or question on. A nil plan denies everything.
+	Replace(*policy.Plan) error
+	// Cut ends connections that the plan does not allow any more, and tells how many.
+	Cut() int
 	Close() error
-	Log(limit int) []Decision
-	Check(ctx context.Context, host string, port uint16) Decision
-	CACertPEM() []byte
+	// Log gives the last decisions, the latest first.
+	Log(limit int) []gate.Decision
+	Check(ctx context.Context, host string, port uint16) gate.Decision
 }
 
-// Decision is what the gate decided on a connection or a question, or would decide.
-type Decision = any
+var _ Session = (*gate.Session)(nil)
+
+// Through gives the Gate that g is.
+func Through(g *gate.Gate) Gate { return through{g} }
+
+type through struct{ *gate.Gate }
+
+func (t through) Open(sb gate.Sandbox) (Session, error) {
+	s, err := t.Gate.Open(sb)
+	if err != nil {
+		return nil, err // and not a Session that holds a nil
+	}
+	return s, nil
+}

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -115,9 +117,32 @@ func parseTables(text string) tableSet {
 	return set
 }
 
-// normalRule takes the padding out of a rule. The order of its parts is left as it is: two rules that mean the same are
-// never written in two ways here.
-func normalRule(line string) string { return strings.Join(strings.Fields(line), " ") }
+// normalRule takes the padding out of a rule, and puts what the kernel counts in the place of a rate in bytes, which is
+// not printed as it was written. The order of a rule's parts is left as it is: two rules that mean the same are never
+// written in two ways here.
+func normalRule(line string) string {
+	parts := strings.Fields(line)
+	for i, part := range parts[:max(len(parts)-1, 0)] {
+		if part == byteRateOption {
+			parts[i+1] = byteCost(parts[i+1])
+		}
+	}
+	return strings.Join(parts, " ")
+}
+
+const byteRateOption = "--hashlimit-above"
+
+// byteCost is what sixteen bytes cost at a rate, as the hashlimit match has it: whole numbers, so that many rates are
+// one to it. What is no rate stays as it is.
+func byteCost(rate string) string {
+	digits := strings.TrimRight(rate, "kmb/s")
+	n, err := strconv.ParseUint(digits, 10, 32)
+	shift, ok := map[string]int{"b/s": 0, "kb/s": 10, "mb/s": 20}[rate[len(digits):]]
+	if err != nil || !ok {
+		return rate
+	}
+	return fmt.Sprintf("cost-%d", math.MaxUint32/(n<<shift>>4+1))
+}
 
 // chainsFirst sorts the declarations of chains by name and before the rules; rules of one chain keep their order, and
 // that of different chains to each other says nothing.

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stillframe/netpolicy"
-	"stillframe/netpolicy/internal/farside"
+	"stillframe/netpolicy/farside"
 	"stillframe/netpolicy/policy"
 )
 

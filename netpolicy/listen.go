@@ -10,10 +10,12 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"stillframe/netpolicy/gate"
 )
 
 // listen opens the sockets that the rules lead the guest's connections to. On an error none is left open.
-func listen(ctx context.Context, ns *Namespace) (p Ports, err error) {
+func listen(ctx context.Context, ns *Namespace) (sb gate.Sandbox, err error) {
 	var open []interface{ Close() error }
 	defer func() {
 		if err == nil {
@@ -26,25 +28,25 @@ func listen(ctx context.Context, ns *Namespace) (p Ports, err error) {
 	proxy, dns := net.JoinHostPort(HostIP, strconv.Itoa(ProxyPort)), net.JoinHostPort(HostIP, strconv.Itoa(DNSPort))
 	var lc net.ListenConfig
 	err = ns.Do(func() (err error) {
-		if p.TCP, err = lc.Listen(ctx, "tcp4", proxy); err != nil {
+		if sb.TCP, err = lc.Listen(ctx, "tcp4", proxy); err != nil {
 			return err
 		}
-		open = append(open, p.TCP)
-		if p.DNSTCP, err = lc.Listen(ctx, "tcp4", dns); err != nil {
+		open = append(open, sb.TCP)
+		if sb.DNSTCP, err = lc.Listen(ctx, "tcp4", dns); err != nil {
 			return err
 		}
-		open = append(open, p.DNSTCP)
-		if p.DNS, err = lc.ListenPacket(ctx, "udp4", dns); err != nil {
+		open = append(open, sb.DNSTCP)
+		if sb.UDP, err = lc.ListenPacket(ctx, "udp4", dns); err != nil {
 			return err
 		}
-		open = append(open, p.DNS)
+		open = append(open, sb.UDP)
 		return nil
 	})
 	if err != nil {
-		return Ports{}, fmt.Errorf("listen in %s: %w", ns.name, err)
+		return gate.Sandbox{}, fmt.Errorf("listen in %s: %w", ns.name, err)
 	}
-	p.OriginalDst = originalDst
-	return p, nil
+	sb.OriginalDst = originalDst
+	return sb, nil
 }
 
 // originalDst asks the connection table where a connection was opened to before it was led here.

@@ -76,6 +76,8 @@ type Manager struct {
 	guarded  bool   // forwarding was off before us
 	hostSeen uint32 // generation of the host's rules that was last found right; of Run alone after NewManager
 
+	turn int // number of the look, of Run alone
+
 	mu       sync.Mutex
 	networks map[string]*Network // by the name of the namespace
 }
@@ -127,6 +129,9 @@ func (m *Manager) prepare(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Fill makes namespaces ready until there are as many as there should be, as Run does whenever some are missing.
+func (m *Manager) Fill(ctx context.Context) error { return m.pool.fill(ctx) }
 
 // Network finds one that was made or taken up by this process.
 func (m *Manager) Network(name string) (*Network, bool) {

@@ -16,7 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stillframe/netpolicy"
-	"stillframe/netpolicy/internal/farside"
+	"stillframe/netpolicy/farside"
+	"stillframe/netpolicy/gate"
 	"stillframe/netpolicy/policy"
 )
 
@@ -28,15 +29,15 @@ type fakeGate struct {
 }
 
 type fakeSession struct {
-	netpolicy.Ports
+	gate.Sandbox
 	mu     sync.Mutex
 	plans  []*policy.Plan
 	cuts   int
 	closed bool
 }
 
-func (g *fakeGate) Open(p netpolicy.Ports) (netpolicy.Session, error) {
-	s := &fakeSession{Ports: p, plans: []*policy.Plan{p.Plan}}
+func (g *fakeGate) Open(p gate.Sandbox) (netpolicy.Session, error) {
+	s := &fakeSession{Sandbox: p, plans: []*policy.Plan{p.Plan}}
 	g.mu.Lock()
 	g.sessions = append(g.sessions, s)
 	g.mu.Unlock()
@@ -59,26 +60,28 @@ func (g *fakeGate) Open(p netpolicy.Ports) (netpolicy.Session, error) {
 	go func() {
 		b := make([]byte, 2048)
 		for {
-			_, from, err := p.DNS.ReadFrom(b)
+			_, from, err := p.UDP.ReadFrom(b)
 			if err != nil {
 				return
 			}
-			_, _ = p.DNS.WriteTo([]byte("dns"), from)
+			_, _ = p.UDP.WriteTo([]byte("dns"), from)
 		}
 	}()
 	return s, nil
 }
 
-func (s *fakeSession) Replace(p *policy.Plan) {
+func (s *fakeSession) Replace(p *policy.Plan) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.plans = append(s.plans, p)
+	return nil
 }
 
-func (s *fakeSession) Cut() {
+func (s *fakeSession) Cut() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.cuts++
+	return 0
 }
 
 func (s *fakeSession) Close() error {
@@ -87,14 +90,12 @@ func (s *fakeSession) Close() error {
 	s.closed = true
 	_ = s.TCP.Close()
 	_ = s.DNSTCP.Close()
-	return s.DNS.Close()
+	return s.UDP.Close()
 }
 
-func (s *fakeSession) Log(int) []netpolicy.Decision { return nil }
+func (s *fakeSession) Log(int) []gate.Decision { return nil }
 
-func (s *fakeSession) Check(context.Context, string, uint16) netpolicy.Decision { return nil }
-
-func (s *fakeSession) CACertPEM() []byte { return nil }
+func (s *fakeSession) Check(context.Context, string, uint16) gate.Decision { return gate.Decision{} }
 
 func nothing(string) {}
 
@@ -150,7 +151,9 @@ func TestTCPAndDNSArriveAtTheGate(t *testing.T) {
 	w := farside.New(t)
 	n := networkOf(t, m, denyAll)
 	g := guestOf(t, n)
-	for _, to := range []string{"203.0.113.5:443", "198.51.100.9:22", "169.254.169.254:80", "10.111.0.1:80", "8.8.8.8:853"} {
+	for _, to := range []string{
+		"203.0.113.5:443", "198.51.100.9:22", "169.254.169.254:80", "10.111.0.1:80", "8.8.8.8:853",
+	} {
 		c, err := g.Dial("tcp4", to)
 		require.NoError(t, err, to)
 		b := make([]byte, 200)

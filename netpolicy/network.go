@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"stillframe/netpolicy/gate"
 	"stillframe/netpolicy/policy"
 )
 
@@ -15,7 +16,8 @@ import (
 type Spec struct {
 	ID     string // the sandbox's, for the gate's log
 	Policy policy.Policy
-	CASeed [32]byte // of the authority that transforms sign with
+	// CASeed is that of the authority which transforms sign with. With none, which is all zero, there are no transforms.
+	CASeed [32]byte
 }
 
 // Names of the steps, in order. They are the same in logs, metrics and the tests that kill the process at each.
@@ -46,6 +48,7 @@ type Network struct {
 	m       *Manager
 	ns      *Namespace
 	id      string
+	ca      *gate.CA // nil if there is none
 	session Session
 
 	mu       sync.Mutex // held while the network is changed or looked after
@@ -53,6 +56,7 @@ type Network struct {
 	plan     *policy.Plan
 	written  string // what the filter table was last written from
 	seen     uint32 // generation of the rule set that was last found right; zero for none
+	before   uint32 // that which was found right before the filter table was written, until it has been read back
 	sealed   bool   // nothing passes, because what should be in force could not be put in force
 	released bool
 	watch    *watch
@@ -61,32 +65,36 @@ type Network struct {
 // Namespace is where the VMM is started and the agent is dialled from.
 func (n *Network) Namespace() *Namespace { return n.ns }
 
-// Log gives the gate's last decisions, the newest last.
-func (n *Network) Log(limit int) []Decision { return n.session.Log(limit) }
+// Log gives the gate's last decisions, the latest first; all that it keeps for a limit of zero.
+func (n *Network) Log(limit int) []gate.Decision { return n.session.Log(limit) }
 
 // Check says what the gate would decide.
-func (n *Network) Check(ctx context.Context, host string, port uint16) Decision {
+func (n *Network) Check(ctx context.Context, host string, port uint16) gate.Decision {
 	return n.session.Check(ctx, host, port)
 }
 
-// CACertPEM is the certificate that the guest must trust for transforms to work.
-func (n *Network) CACertPEM() []byte { return n.session.CACertPEM() }
+// CACertPEM is the certificate that the guest must trust for transforms to work; nil if there is none.
+func (n *Network) CACertPEM() []byte {
+	if n.ca == nil {
+		return nil
+	}
+	return n.ca.CertPEM()
+}
 
 // Create makes a network of that name in which the policy is in force before anything can pass. One of that name that
 // nothing uses is destroyed first. On an error there is no such network. step is told each of CreateSteps as it begins.
 func (m *Manager) Create(ctx context.Context, name string, spec Spec, step func(string)) (_ *Network, err error) {
-	plan, err := policy.Compile(spec.Policy)
+	ns, err := named(name)
 	if err != nil {
 		return nil, err
 	}
-	ns, err := named(name)
+	n, err := m.network(ns, spec)
 	if err != nil {
 		return nil, err
 	}
 	if err := m.vacate(ctx, ns); err != nil {
 		return nil, fmt.Errorf("network %s: %w", name, err)
 	}
-	n := m.network(ns, spec.ID, plan)
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("network %s: %w", name, err), n.undo())
@@ -103,7 +111,7 @@ func (m *Manager) Create(ctx context.Context, name string, spec Spec, step func(
 		}
 	}
 	step(StepListen)
-	if err := n.open(ctx, spec.CASeed); err != nil {
+	if err := n.open(ctx); err != nil {
 		return nil, err
 	}
 	step(StepVerify)
@@ -121,10 +129,6 @@ func (m *Manager) Create(ctx context.Context, name string, spec Spec, step func(
 // kernel carries and that the policy allows are not touched. On an error the network stays as it is found, which is
 // never more open than it was.
 func (m *Manager) TakeUp(ctx context.Context, name string, spec Spec) (_ *Network, err error) {
-	plan, err := policy.Compile(spec.Policy)
-	if err != nil {
-		return nil, err
-	}
 	if _, ok := m.Network(name); ok {
 		return nil, fmt.Errorf("network %s is in use by this process", name)
 	}
@@ -132,7 +136,10 @@ func (m *Manager) TakeUp(ctx context.Context, name string, spec Spec) (_ *Networ
 	if err != nil {
 		return nil, err
 	}
-	n := m.network(ns, spec.ID, plan)
+	n, err := m.network(ns, spec)
+	if err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("take up network %s: %w", name, err), n.release())
@@ -141,14 +148,33 @@ func (m *Manager) TakeUp(ctx context.Context, name string, spec Spec) (_ *Networ
 	if _, err := n.mend(ctx); err != nil {
 		return nil, err
 	}
-	if err := n.open(ctx, spec.CASeed); err != nil {
+	if err := n.open(ctx); err != nil {
 		return nil, err
 	}
 	return n, m.keep(n)
 }
 
-func (m *Manager) network(ns *Namespace, id string, plan *policy.Plan) *Network {
-	return &Network{m: m, ns: ns, id: id, plan: plan, policies: []forwarding{forwardingOf(plan, m.cfg.Floor)}}
+// network is one of which nothing has been made yet.
+func (m *Manager) network(ns *Namespace, spec Spec) (*Network, error) {
+	plan, err := policy.Compile(spec.Policy)
+	if err != nil {
+		return nil, err
+	}
+	n := &Network{m: m, ns: ns, id: spec.ID, plan: plan, policies: []forwarding{forwardingOf(plan, m.cfg.Floor)}}
+	if spec.CASeed != ([32]byte{}) {
+		if n.ca, err = gate.CAFromSeed(spec.CASeed); err != nil {
+			return nil, fmt.Errorf("certificate authority: %w", err)
+		}
+	}
+	return n, n.mayHave(plan)
+}
+
+// mayHave refuses a plan that would need an authority where there is none.
+func (n *Network) mayHave(plan *policy.Plan) error {
+	if n.ca == nil && plan.Transforms() {
+		return errors.New("transforms need a certificate authority, and the sandbox has none")
+	}
+	return nil
 }
 
 // vacate makes sure that nothing has the name.
@@ -169,16 +195,15 @@ func (m *Manager) vacate(ctx context.Context, ns *Namespace) error {
 }
 
 // open binds the listeners and hands them to the gate.
-func (n *Network) open(ctx context.Context, seed [32]byte) error {
-	ports, err := listen(ctx, n.ns)
+func (n *Network) open(ctx context.Context) error {
+	sb, err := listen(ctx, n.ns)
 	if err != nil {
 		return err
 	}
-	ports.ID, ports.CASeed, ports.Plan = n.id, seed, n.plan
-	n.session, err = n.m.cfg.Gate.Open(ports)
+	sb.ID, sb.CA, sb.Plan = n.id, n.ca, n.plan
+	n.session, err = n.m.cfg.Gate.Open(sb)
 	if err != nil {
-		return errors.Join(fmt.Errorf("open at the gate: %w", err),
-			ports.TCP.Close(), ports.DNSTCP.Close(), ports.DNS.Close())
+		return errors.Join(fmt.Errorf("open at the gate: %w", err), sb.TCP.Close(), sb.DNSTCP.Close(), sb.UDP.Close())
 	}
 	return nil
 }

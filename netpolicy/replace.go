@@ -18,7 +18,8 @@ var ErrCutOff = errors.New("the sandbox is cut off")
 // Replace puts another policy in force. When it returns without an error, the new one alone is in force, and no
 // connection is left that it does not allow. While it runs, nothing passes that either of the two denies to the kernel,
 // and what was opened before the gate has changed its mind is cut after. On an error nothing passes at all: ErrCutOff;
-// unless the policy is no policy, which changes nothing. step is told each of ReplaceSteps as it begins.
+// unless it could not be a policy of this network at all, which changes nothing. step is told each of ReplaceSteps as
+// it begins.
 //
 // Once begun it goes on when ctx ends, because half a policy is none.
 func (n *Network) Replace(ctx context.Context, p policy.Policy, step func(string)) error {
@@ -26,7 +27,7 @@ func (n *Network) Replace(ctx context.Context, p policy.Policy, step func(string
 	if err != nil {
 		return err
 	}
-	if err := ctx.Err(); err != nil {
+	if err := errors.Join(ctx.Err(), n.mayHave(plan)); err != nil {
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
@@ -52,7 +53,9 @@ func (n *Network) replace(ctx context.Context, plan *policy.Plan, step func(stri
 	}
 	step(StepGate)
 	n.plan = plan
-	n.session.Replace(plan)
+	if err := n.session.Replace(plan); err != nil {
+		return err
+	}
 	step(StepCut)
 	n.session.Cut()
 	if err := n.flush(next); err != nil {
@@ -97,13 +100,16 @@ func (n *Network) enforce(ctx context.Context, policies ...forwarding) error {
 // denyAll has nothing pass. If the rules cannot be written, the way to the host is taken down.
 func (n *Network) denyAll(ctx context.Context) error {
 	n.plan = nil
-	n.session.Replace(nil)
+	closed := n.session.Replace(nil)
+	if closed != nil { // then it lets nothing in, and must let go of what is open
+		closed = errors.Join(closed, n.session.Close())
+	}
 	n.session.Cut()
 	err := errors.Join(n.enforce(ctx, nil), n.flush(nil))
 	if err != nil {
-		return errors.Join(err, n.seal())
+		return errors.Join(closed, err, n.seal())
 	}
-	return nil
+	return closed
 }
 
 // seal takes down the only way that packets could leave the namespace by.

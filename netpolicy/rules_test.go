@@ -48,7 +48,8 @@ func ruleCases(t *testing.T) map[string]struct {
 		"allow-all": {Bounds{}, []forwarding{of(policy.ModeAllowAll)}},
 		"custom-names-only": {Bounds{}, []forwarding{
 			forwardingOf(compiled(t, policy.ModeCustom), floor)}},
-		"custom":            {Bounds{}, []forwarding{of(policy.ModeCustom, "203.0.113.0/24", "198.51.100.0/24", "10.1.2.3/32")}},
+		"custom": {Bounds{}, []forwarding{
+			of(policy.ModeCustom, "203.0.113.0/24", "198.51.100.0/24", "10.1.2.3/32")}},
 		"custom-everything": {Bounds{}, []forwarding{of(policy.ModeCustom, "0.0.0.0/0")}},
 		"replacing": {Bounds{}, []forwarding{
 			of(policy.ModeCustom, "203.0.113.0/24"), of(policy.ModeCustom, "198.51.100.0/24")}},
@@ -82,7 +83,7 @@ func TestRulesReadBackAsWritten(t *testing.T) {
 			k := kernel{tools: tools, bounds: c.bounds.orDefault()}
 			inNamespace(t, func(ctx context.Context) {
 				require.NoError(t, k.restoreAll(ctx, c.policies))
-				have, _, err := k.readStable(ctx)
+				have, _, err := readStable(ctx, k.readAll)
 				require.NoError(t, err)
 				want := k.meant(c.policies)
 				for _, table := range have.diff(want) {
@@ -91,12 +92,32 @@ func TestRulesReadBackAsWritten(t *testing.T) {
 				// And a difference is seen.
 				_, err = run(ctx, tools.restore, "*filter\n-A OUTPUT -o up0 -j ACCEPT\nCOMMIT\n", "--noflush")
 				require.NoError(t, err)
-				have, _, err = k.readStable(ctx)
+				have, _, err = readStable(ctx, k.readAll)
 				require.NoError(t, err)
 				require.Equal(t, []string{"filter"}, have.diff(want))
 			})
 		})
 	}
+}
+
+func TestByteRatesReadBack(t *testing.T) {
+	tools, err := findTools(t.Context())
+	require.NoError(t, err)
+	inNamespace(t, func(ctx context.Context) {
+		for _, rate := range []int{
+			1, 1024, 16000, 1 << 20, 1_500_000, 10_000_000, 100 << 20, 125_000_000, 1_250_000_000, 9e9,
+		} {
+			k := kernel{tools: tools, bounds: Bounds{BytesPerSecond: rate}.orDefault()}
+			require.NoError(t, k.restoreAll(ctx, nil))
+			have, _, err := readStable(ctx, k.readAll)
+			require.NoError(t, err)
+			require.Empty(t, have.diff(k.meant(nil)), rate)
+			k.bounds.BytesPerSecond /= 2
+			if rate > 2048 {
+				require.Equal(t, []string{"raw"}, have.diff(k.meant(nil)), rate)
+			}
+		}
+	})
 }
 
 // inNamespace calls f on a thread in a namespace of its own that ends with it.
@@ -150,6 +171,22 @@ func TestForwardingAgreesWithThePlan(t *testing.T) {
 			_, want := plan.Reach(floor, a)
 			require.Equal(t, want, f.allows(a), "seed %d: %s of\n%s", seed, a, plan)
 		}
+	}
+}
+
+// A node's own addresses are those of its ends of the pairs too. They make no rules, or every sandbox would change
+// those of all others at the next start.
+func TestFloorRangesThatLieInOthersMakeNoRules(t *testing.T) {
+	var own []netip.Prefix
+	for i := range byte(200) {
+		own = append(own, netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 126, 0, i}), 32))
+	}
+	peers := []netip.Prefix{netip.MustParsePrefix("198.51.100.2/32"), netip.MustParsePrefix("198.51.100.2/32")}
+	plain, full := policy.NewFloor(nil, peers, Reserved(DefaultPool)), policy.NewFloor(own, peers, Reserved(DefaultPool))
+	for _, plan := range []*policy.Plan{
+		compiled(t, policy.ModeAllowAll), compiled(t, policy.ModeCustom, "100.64.0.0/10"),
+	} {
+		require.Equal(t, forwardingOf(plan, plain), forwardingOf(plan, full))
 	}
 }
 

@@ -149,44 +149,44 @@ func ensureAddress(link netlink.Link, addr netip.Addr) error {
 }
 
 // raise brings the inner end up, with its neighbour and the one way out.
-func (c pair) raise() error {
+func (p pair) raise() error {
 	link, err := netlink.LinkByName(UplinkName)
 	if err != nil {
 		return err
 	}
-	if err := raiseLink(link, c.host, c.hostMAC()); err != nil {
+	if err := raiseLink(link, p.host, p.hostMAC()); err != nil {
 		return err
 	}
-	return netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: c.host.AsSlice()})
+	return netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: p.host.AsSlice()})
 }
 
 // raiseHost brings the end on the host up. The calling thread must be there. alias is for whoever looks at the links.
-func (c pair) raiseHost(alias string) error {
-	link, err := netlink.LinkByName(c.name())
+func (p pair) raiseHost(alias string) error {
+	link, err := netlink.LinkByName(p.name())
 	if err != nil {
 		return err
 	}
-	if err := applySysctls(c.hostSysctls()); err != nil {
+	if err := applySysctls(p.hostSysctls()); err != nil {
 		return err
 	}
 	if link.Attrs().Alias != alias {
 		if err := netlink.LinkSetAlias(link, alias); err != nil {
-			return fmt.Errorf("alias of %s: %w", c.name(), err)
+			return fmt.Errorf("alias of %s: %w", p.name(), err)
 		}
 	}
-	if err := ensureAddress(link, c.host); err != nil {
+	if err := ensureAddress(link, p.host); err != nil {
 		return err
 	}
-	return raiseLink(link, c.inside, c.insideMAC())
+	return raiseLink(link, p.inside, p.insideMAC())
 }
 
 // hostSysctls are the settings of the end on the host.
-func (c pair) hostSysctls() []sysctl {
+func (p pair) hostSysctls() []sysctl {
 	return []sysctl{
-		{filepath.Join("ipv6/conf", c.name(), "disable_ipv6"), "1"},
-		{filepath.Join("ipv4/conf", c.name(), "accept_source_route"), "0"},
-		{filepath.Join("ipv4/conf", c.name(), "accept_redirects"), "0"},
-		{filepath.Join("ipv4/conf", c.name(), "send_redirects"), "0"},
+		{filepath.Join("ipv6/conf", p.name(), "disable_ipv6"), "1"},
+		{filepath.Join("ipv4/conf", p.name(), "accept_source_route"), "0"},
+		{filepath.Join("ipv4/conf", p.name(), "accept_redirects"), "0"},
+		{filepath.Join("ipv4/conf", p.name(), "send_redirects"), "0"},
 	}
 }
 

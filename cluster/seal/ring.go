@@ -204,8 +204,8 @@ func (k keys) open(p place, sealed string) ([]byte, error) {
 	}
 	key, ok := k.find(id)
 	if !ok {
-		return nil, fsm.Errorf(fsm.KindUnavailable, "this node has no key %s, with which a secret was sealed: its file %s is "+
-			"older than the others'", printable(id), FileName)
+		return nil, fsm.Errorf(fsm.KindUnavailable, "this node has no key %s, with which a secret was sealed: its file %s "+
+			"is older than the others'", printable(id), FileName)
 	}
 	raw, err := base64.RawStdEncoding.Strict().DecodeString(sealed[len(prefix)+len(id)+1:])
 	if n := key.aead.NonceSize(); err == nil && len(raw) >= n {

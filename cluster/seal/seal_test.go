@@ -45,19 +45,19 @@ func kindOf(t *testing.T, err error) fsm.Kind {
 
 func TestSealAndOpen(t *testing.T) {
 	r, _ := newRing(t)
-	clear := testPolicy()
-	sealed, err := r.SealPolicy("org-a", clear)
+	given := testPolicy()
+	sealed, err := r.SealPolicy("org-a", given)
 	require.NoError(t, err)
-	require.Equal(t, testPolicy(), clear, "what was given is not changed")
+	require.Equal(t, testPolicy(), given, "what was given is not changed")
 	raw, err := json.Marshal(sealed)
 	require.NoError(t, err)
 	require.NotContains(t, string(raw), "s3cret")
 	require.Equal(t, r.SealingKey(), KeyOf(sealed.Transforms[0].InjectHeaders["Authorization"]))
 	opened, err := r.OpenPolicy("org-a", sealed)
 	require.NoError(t, err)
-	require.Equal(t, clear, opened)
+	require.Equal(t, given, opened)
 
-	again, err := r.SealPolicy("org-a", clear)
+	again, err := r.SealPolicy("org-a", given)
 	require.NoError(t, err)
 	require.NotEqual(t, sealed, again, "equal values do not show that they are equal")
 	none, err := r.SealPolicy("org-a", nil)
@@ -125,7 +125,9 @@ func TestDamagedValues(t *testing.T) {
 		_, err = r.OpenCA("org-a", ca[:i])
 		require.Error(t, err, "cut to %d bytes", i)
 	}
-	for _, bad := range []string{"", "sealed1:", "sealed1::", "sealed1:k", "clear text", "sealed1:" + r.SealingKey() + ":"} {
+	for _, bad := range []string{
+		"", "sealed1:", "sealed1::", "sealed1:k", "clear text", "sealed1:" + r.SealingKey() + ":",
+	} {
 		_, err := r.OpenCA("org-a", []byte(bad))
 		require.Error(t, err, "%q", bad)
 	}

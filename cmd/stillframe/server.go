@@ -13,6 +13,7 @@ import (
 	"stillframe/cmd/internal/node"
 	"stillframe/cmd/stillframe/cli"
 	"stillframe/hypervisor"
+	"stillframe/netpolicy"
 )
 
 // stopPatience bounds how long a node that was told to stop may take.
@@ -43,11 +44,29 @@ func (f *nodeFlags) add(cmd *cobra.Command, listen string) {
 		"times the data folder's filesystem is promised as virtual disk")
 	flags.DurationVar(&f.cfg.IntentDeadline, "intent-deadline", 0, "how long one create, restore, snapshot or delete "+
 		"may take before it is undone (default 2m)")
+	f.addEgress(cmd)
 	flags.TextVar(&f.logLevel, "log-level", &f.logLevel, "debug, info, warn or error")
 	flags.BoolVar(&f.logJSON, "log-json", false, "log JSON lines")
 	_ = cmd.MarkFlagRequired("data")
 	_ = cmd.MarkFlagDirname("data")
 	_ = cmd.MarkFlagDirname("images")
+}
+
+// addEgress adds what is to be said about the way from sandboxes to the outside.
+func (f *nodeFlags) addEgress(cmd *cobra.Command) {
+	flags, egress := cmd.Flags(), &f.cfg.Egress
+	flags.StringVar(&egress.Pool, "egress-pool", netpolicy.DefaultPool.String(),
+		"range that the addresses between this host and its sandboxes are from")
+	flags.StringArrayVar(&egress.Resolvers, "egress-resolver", nil, "address or address:port of a DNS server that is "+
+		"asked for sandboxes; may be repeated (default: those of /etc/resolv.conf)")
+	flags.StringArrayVar(&egress.AllowPrivate, "egress-allow-private", nil, "private range, in CIDR form, that sandboxes "+
+		"may reach as if it were public; may be repeated")
+	flags.IntVar(&egress.Bounds.Connections, "egress-connections", 0,
+		"connections that one sandbox may have open at once (default 1024)")
+	flags.IntVar(&egress.Bounds.NewPerSecond, "egress-new-per-second", 0,
+		"connections that one sandbox may open in a second (default 200)")
+	flags.IntVar(&egress.Bounds.BytesPerSecond, "egress-bytes-per-second", 0,
+		"bytes that one sandbox may send, and may receive, in a second (default: no bound)")
 }
 
 func (f *nodeFlags) logger(env cli.Env) *slog.Logger {
@@ -99,6 +118,10 @@ folder.`,
 	f.add(cmd, "127.0.0.1:7070")
 	cmd.Flags().StringVar(&f.cfg.RaftListen, "raft", "", "host:port to listen at for other nodes (default: this node's "+
 		"address in the member list)")
+	cmd.Flags().StringVar(&f.cfg.Advertise, "advertise", "", "host:port at which other nodes reach this one, when that is "+
+		"no longer as in the member list")
+	cmd.Flags().DurationVar(&f.cfg.DeadServerCleanup, "dead-server-cleanup", 0, "how long a voter must be gone to lose its "+
+		"vote until it is back, where three healthy ones are left: the same on all nodes (default: it keeps it)")
 	cmd.Flags().DurationVar(&f.cfg.NodeLease, "node-lease", 0, "how long a node may be silent before the leader gives it "+
 		"up: the same on all nodes (default 30s)")
 	cmd.Flags().StringVar(&f.cfg.Cluster, "cluster", "",

@@ -41,6 +41,12 @@ for sandbox in "$dir"/*/data/sandboxes/sbx-*; do
   if [ -e "/run/netns/$name" ]; then ip netns del "$name"; fi
 done
 for node in "${nodes[@]}"; do
+  # Namespaces that the node kept ready bear the beginning of its id.
+  if [ -s "$dir/$node/data/node-id" ]; then
+    for ready in /run/netns/sfpool-"$(head -c 8 "$dir/$node/data/node-id")"-*; do
+      if [ -e "$ready" ]; then ip netns del "$(basename "$ready")"; fi
+    done
+  fi
   # The link is not left to the end of its namespace, which the kernel takes its time for.
   if ip link show "sfc-$node" >/dev/null 2>&1; then ip link del "sfc-$node"; fi
   if [ -e "/run/netns/sfc-$node" ]; then ip netns del "sfc-$node"; fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job of Stillframe on this machine, from nothing: a node starts, a sandbox is created, snapshotted while it
-# runs and restored three times at once, and everything is deleted again. Every line that begins with "$" can be copied.
+# runs and restored three times at once, its network policy replaced, and everything is deleted again. Every line that begins with "$" can be copied.
 # Exits non-zero when anything did not hold. make demo builds what this needs and calls it.
 #
 #   DEMO_DATA    the node's data folder (default: a fresh temporary folder, removed at the end)
@@ -12,6 +12,8 @@ export PATH="$root/build:$PATH"
 data=${DEMO_DATA:-$(mktemp -d /tmp/stillframe-demo.XXXXXX)}
 listen=${DEMO_LISTEN:-127.0.0.1:7070}
 node=
+far=sfdemo-far # the namespace, and the link to it
+far_server=
 began=$(date +%s%N)
 rows=()
 held=0
@@ -78,6 +80,9 @@ cleanup() {
     kill "$node" 2>/dev/null || true
     wait "$node" 2>/dev/null || true
   fi
+  [ -z "$far_server" ] || kill "$far_server" 2>/dev/null || true
+  ip netns del "$far" 2>/dev/null || true
+  ip link del "$far" 2>/dev/null || true
   if [ "$code" -ne 0 ] && [ -f "$data/node.log" ]; then
     printf '\nThe node'"'"'s last words (%s):\n' "$data/node.log" >&2
     tail -n 20 "$data/node.log" >&2
@@ -107,7 +112,9 @@ set -a
 set +a
 printf '$ set -a; . %s/dev.env; set +a\n' "$data"
 cli node status | sed 's/^/  /'
-namespaces_before=$(ip netns list | wc -l)
+# Those of sandboxes: a node keeps a few closed ones ready.
+namespaces() { ip netns list | grep -c '^sf-' || true; }
+namespaces_before=$(namespaces)
 
 say "2. A sandbox: a real VM from system/debian:bookworm"
 t0=$(now)
@@ -187,7 +194,39 @@ check "the source has moved on" test "$(quiet_exec "$sandbox" 'cat /dev/shm/nonc
 cli sandbox list | sed 's/^/  /'
 cli snapshot list | sed 's/^/  /'
 
-say "7. Everything is deleted"
+say "7. What a sandbox reaches: a far side in a network namespace of its own, and two policies"
+ip netns add "$far"
+ip link add "$far" type veth peer name eth0 netns "$far"
+ip addr add 203.0.113.1/24 dev "$far"
+ip link set "$far" up
+ip -n "$far" link set lo up
+ip -n "$far" addr add 203.0.113.10/24 dev eth0
+ip -n "$far" addr add 203.0.113.11/24 dev eth0
+ip -n "$far" link set eth0 up
+mkdir "$data/far"
+echo "hello from the far side" >"$data/far/hello"
+ip netns exec "$far" busybox httpd -f -p 80 -h "$data/far" >"$data/far.log" 2>&1 &
+far_server=$!
+reaches() { quiet_exec "$1" "curl -sSf --retry 5 --retry-connrefused --max-time 20 http://$2/hello 2>&1"; }
+check "without a policy a sandbox reaches it" test "$(reaches "${clones[0]}" 203.0.113.10)" = "hello from the far side"
+api PUT "/v1/sandbox/${clones[1]}/network-policy" '{"mode":"custom","allow_cidrs":["203.0.113.10/32"]}'
+check "200" test "$status" = 200
+check "one address is allowed" test "$(reaches "${clones[1]}" 203.0.113.10)" = "hello from the far side"
+refused=$(reaches "${clones[1]}" 203.0.113.11)
+note "another: $refused"
+check "another is refused, at once" grep -qE 'error: 403|reset|refused' <<<"$refused"
+api PUT "/v1/sandbox/${clones[0]}/network-policy" '{"mode":"deny-all"}'
+check "200" test "$status" = 200
+refused=$(reaches "${clones[0]}" 203.0.113.10)
+note "after deny-all: $refused"
+check "nothing is reached any more" test "${refused#*hello from}" = "$refused"
+kill "$far_server"
+wait "$far_server" 2>/dev/null || true
+far_server=
+ip netns del "$far"
+ip link del "$far" 2>/dev/null || true
+
+say "8. Everything is deleted"
 t0=$(now)
 for s in "$sandbox" "${clones[@]}"; do
   api DELETE "/v1/sandbox/$s"
@@ -198,7 +237,7 @@ t1=$(now)
 row "delete all" "$(took "$t0" "$t1")" "4 sandboxes, 1 snapshot"
 leftover_processes() { pgrep -f -- "$data/sandboxes" || true; }
 check "no VM process left" test -z "$(leftover_processes)"
-check "no namespace left" test "$(ip netns list | wc -l)" = "$namespaces_before"
+check "no namespace left" test "$(namespaces)" = "$namespaces_before"
 check "no mount left" test -z "$(awk -v d="$data" 'index($5, d) == 1' /proc/self/mountinfo)"
 check "no tap left" test -z "$(ip -o link show type tun 2>/dev/null | grep -F sf- || true)"
 check "no sandbox or snapshot file left" \

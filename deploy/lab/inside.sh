@@ -38,7 +38,7 @@ leftover() {
 }
 # Before the node stops: what belongs to VMs that go on running is found here just the same.
 leftover "VMM processes" "$(pgrep -a cloud-hyperviso || true)"
-leftover "namespaces" "$(ip netns list)"
+leftover "namespaces" "$(ip netns list | grep '^sf-' || true)"
 leftover "sandbox folders" "$(find "$STILLFRAME_DATA/sandboxes" -mindepth 1 -maxdepth 1 2>/dev/null || true)"
 leftover "snapshot folders" "$(find "$STILLFRAME_DATA/snapshots" -mindepth 1 -maxdepth 1 2>/dev/null || true)"
 for dir in "$STILLFRAME_DATA"/sandboxes/*/; do

@@ -12,8 +12,33 @@ import (
 type Org struct {
 	ID        string          `json:"id"`
 	Name      string          `json:"name"`
+	OrgLimits                 // zero is no bound
+	Sandboxes int             `json:"sandboxes"` // what it has now
+	Snapshots int             `json:"snapshots"`
 	CreatedAt time.Time       `json:"created_at"`
 	Raw       json.RawMessage `json:"-"`
+}
+
+// OrgLimits bounds what an organization has at once, and how many requests a minute each node takes from it. Zero is no
+// bound, and nil one that is not to be changed.
+type OrgLimits struct {
+	MaxSandboxes *int `json:"max_sandboxes,omitempty"`
+	MaxSnapshots *int `json:"max_snapshots,omitempty"`
+	MaxRequests  *int `json:"max_requests_per_minute,omitempty"`
+}
+
+// SetOrgLimits changes limits of an organization, given by its id or name, and gives it as it is then.
+func (c *Client) SetOrgLimits(ctx context.Context, org string, limits OrgLimits) (Org, error) {
+	b, err := jsonBody(limits)
+	if err != nil {
+		return Org{}, err
+	}
+	var out Org
+	err = c.call(ctx, request{
+		method: http.MethodPatch, path: []string{"admin", "v1", "orgs", org}, body: b, contentType: "application/json",
+		want: http.StatusOK,
+	}, &out)
+	return out, err
 }
 
 // UnmarshalJSON decodes and keeps the exact input in Raw.
@@ -79,6 +104,27 @@ func (c *Client) adminPost(ctx context.Context, what string, in, out any) error 
 		method: http.MethodPost, path: []string{"admin", "v1", what}, body: b, contentType: "application/json",
 		once: true, want: http.StatusCreated,
 	}, out)
+}
+
+// Resealed is how sealing the cluster's secrets anew ended.
+type Resealed struct {
+	Key   string          `json:"key"`   // id of the key with which everything is sealed now
+	Count int             `json:"count"` // of values that were sealed anew
+	Raw   json.RawMessage `json:"-"`
+}
+
+// UnmarshalJSON decodes and keeps the exact input in Raw.
+func (r *Resealed) UnmarshalJSON(b []byte) error {
+	type plain Resealed
+	return keepRaw(b, (*plain)(r), &r.Raw)
+}
+
+// Reseal seals the secrets that the cluster keeps with the newest key. It may be repeated.
+func (c *Client) Reseal(ctx context.Context) (Resealed, error) {
+	var out Resealed
+	r := request{method: http.MethodPost, path: []string{"admin", "v1", "reseal"}, want: http.StatusOK}
+	err := c.call(ctx, r, &out)
+	return out, err
 }
 
 // RevokeKey ends a key for good.

@@ -39,8 +39,13 @@ type Node struct {
 		Version string `json:"version"`
 		Reason  string `json:"reason"` // why this VMM was chosen
 	} `json:"vmm"`
-	CloneMethod string          `json:"clone_method"` // reflink or copy
-	Raw         json.RawMessage `json:"-"`
+	CloneMethod string `json:"clone_method"` // reflink or copy
+	Egress      struct {
+		Enforced bool   `json:"enforced"`
+		Reason   string `json:"reason"` // why not
+		Pool     string `json:"pool"`
+	} `json:"egress"`
+	Raw json.RawMessage `json:"-"`
 }
 
 // UnmarshalJSON decodes and keeps the exact input in Raw.

@@ -36,7 +36,8 @@ type Sandbox struct {
 	AutoPause       bool              `json:"auto_pause"`
 	EnvVars         map[string]string `json:"env_vars"`
 	NetworkPolicy   *NetworkPolicy    `json:"network_policy"`
-	NetworkStatus   string            `json:"network_status"` // what its network reaches now, whatever the policy
+	NetworkStatus   string            `json:"network_status"` // enforced, isolated, changing or denied
+	NetworkNote     string            `json:"network_note"`   // why the policy is not what was last asked for
 	SnapshotID      string            `json:"snapshot_id"`    // restored from this one; empty for a created one
 	PodID           string            `json:"pod_id"`         // the node
 	TimeoutAt       int64             `json:"timeout_at"`     // Unix seconds; 0 while there is none

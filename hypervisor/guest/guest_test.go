@@ -3,9 +3,17 @@ package guest_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"io"
+	"math/big"
 	"net"
 	"strconv"
 	"strings"
@@ -29,6 +37,7 @@ func TestAddressesAgree(t *testing.T) {
 	require.Equal(t,
 		[]string{netpolicy.HostIP, netpolicy.GuestIP, netpolicy.HostMAC, netpolicy.GuestMAC},
 		[]string{guest.HostIP, guest.GuestIP, guest.HostMAC, guest.GuestMAC})
+	require.Equal(t, []int{netpolicy.AgentPort, netpolicy.ClockPort}, []int{guest.Port, guest.ClockPort})
 	require.Equal(t, net.JoinHostPort(guest.GuestIP, strconv.Itoa(guest.Port)), guest.Addr)
 }
 
@@ -239,6 +248,20 @@ func testIdentity(t *testing.T, v *vm) {
 	h, err := v.client.Health(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, "sbx-two", h.SandboxID)
+
+	// An authority to trust, in an image that has no store of them.
+	require.Empty(t, v.sh(t, "env | grep _CA_ || true"))
+	_, err = v.client.SetIdentity(t.Context(), guest.Identity{SandboxID: "sbx-two", CAPEM: "no certificate"})
+	require.Equal(t, guest.CodeInvalid, guest.CodeOf(err))
+	ca := newCA(t)
+	trusted, err := v.client.SetIdentity(t.Context(), guest.Identity{SandboxID: "sbx-two", CAPEM: ca})
+	require.NoError(t, err)
+	require.NotEmpty(t, trusted.CA)
+	require.Equal(t, ca, v.sh(t, "cat $SSL_CERT_FILE"))
+	kept, err := v.client.SetIdentity(t.Context(), guest.Identity{SandboxID: "sbx-two"})
+	require.NoError(t, err)
+	require.Equal(t, trusted.CA, kept.CA)
+	require.Equal(t, ca, v.sh(t, "cat $CURL_CA_BUNDLE"))
 }
 
 func testAgentRestart(t *testing.T, v *vm) {
@@ -315,6 +338,46 @@ func TestDebianTemplate(t *testing.T) {
 	v.sh(t, "git init -q /workspace/repo && curl --version && test -s /etc/ssl/certs/ca-certificates.crt && ps")
 	require.Equal(t, "user user 1000\n", v.sh(t, "echo $(stat -c '%U %G %u' /home/user)"))
 	require.Equal(t, "sbx-debian\n", v.sh(t, "hostname"))
+	testDebianTrusts(t, v)
+}
+
+// testDebianTrusts: every way in which a program on Debian finds whom to trust leads to the sandbox's authority too,
+// and public ones are still trusted.
+func testDebianTrusts(t *testing.T, v *vm) {
+	ca := newCA(t)
+	id := guest.Identity{SandboxID: "sbx-debian", CAPEM: ca, Env: map[string]string{"GIT_SSL_CAINFO": "/mine"}}
+	for range 2 {
+		got, err := v.client.SetIdentity(t.Context(), id)
+		require.NoError(t, err)
+		sum := sha256.Sum256([]byte(ca))
+		require.Equal(t, hex.EncodeToString(sum[:]), got.CA)
+	}
+	require.NoError(t, v.client.WriteFile(t.Context(), "/dev/shm/ca.pem", 0o600, strings.NewReader(ca)))
+	const bundle = "/etc/ssl/certs/ca-certificates.crt"
+	require.Equal(t, strings.Join([]string{bundle, bundle, bundle, "/mine", bundle, "/run/stillframe/ca.crt"}, " ")+"\n",
+		v.sh(t, "echo $SSL_CERT_FILE $REQUESTS_CA_BUNDLE $CURL_CA_BUNDLE $GIT_SSL_CAINFO $AWS_CA_BUNDLE $NODE_EXTRA_CA_CERTS"),
+		"what the sandbox was given comes first")
+	v.sh(t, "cmp /dev/shm/ca.pem $NODE_EXTRA_CA_CERTS")
+	// By the file, by the folder (as a program without the variables does), and where the store is made anew from.
+	v.sh(t, "openssl verify -no-CApath -CAfile $SSL_CERT_FILE /dev/shm/ca.pem")
+	v.sh(t, "env -i /usr/bin/openssl verify /dev/shm/ca.pem")
+	v.sh(t, "env -i /usr/bin/python3 -c '"+
+		"import ssl; c = ssl.create_default_context(cafile=\""+bundle+"\"); assert len(c.get_ca_certs()) > 100'")
+	v.sh(t, "cmp /dev/shm/ca.pem /usr/local/share/ca-certificates/stillframe.crt")
+}
+
+// newCA makes the certificate of an authority, in PEM form.
+func newCA(t *testing.T) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Test Authority"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().AddDate(-1, 0, 0), NotAfter: time.Now().AddDate(1, 0, 0),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	require.NoError(t, err)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
 // A machine that cannot be brought up says why and goes away, instead of hanging half made.

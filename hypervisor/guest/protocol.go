@@ -78,6 +78,9 @@ type Identity struct {
 	// Env is set for every command from now on. Nil keeps what is set (a restored guest keeps its source's); an empty
 	// map clears it.
 	Env map[string]string `json:"env"`
+	// CAPEM is the certificate, in PEM form, of an authority that the guest's programs are to trust from now on, in place
+	// of the one of an earlier call. Empty keeps what is set.
+	CAPEM string `json:"ca_pem,omitempty"`
 }
 
 // IdentityResult says what SetIdentity changed.
@@ -90,6 +93,7 @@ type IdentityResult struct {
 	SeedBytes  int    `json:"seed_bytes"`    // mixed into the kernel's generator and credited
 	Reseeded   bool   `json:"reseeded"`      // the generator took the seed into use before the answer
 	Generation int    `json:"generation"`
+	CA         string `json:"ca,omitempty"` // SHA-256 of the installed CAPEM, in hexadecimal
 }
 
 // ExecRequest is a command to run. Exactly one of Argv and Command is set.

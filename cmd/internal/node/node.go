@@ -33,6 +33,8 @@ import (
 	"stillframe/httpd"
 	"stillframe/hypervisor"
 	"stillframe/hypervisor/vmm"
+	"stillframe/netpolicy"
+	"stillframe/netpolicy/gate"
 )
 
 // Config says where a node keeps its data and where it listens. DataDir and Listen are required.
@@ -50,12 +52,17 @@ type Config struct {
 	Images     string // images folder; empty: see hypervisor.FindImages
 	KernelArgs string // added to every guest kernel's command line
 	Overcommit hypervisor.Overcommit
+	Egress     EgressConfig
 	// IntentDeadline bounds one create, restore, snapshot or delete on this host; 0 is the owner's default.
 	IntentDeadline time.Duration
 	// NodeLease is how long a node may be silent before the leader gives it up; 0 is the cluster's default.
 	NodeLease time.Duration
-	Version   string
-	Logger    *slog.Logger
+	// Advertise is where other nodes reach this one, host:port; empty: at its address in the member list.
+	Advertise string
+	// DeadServerCleanup is how long a voter must be gone to lose its vote until it is back; 0: it keeps it.
+	DeadServerCleanup time.Duration
+	Version           string
+	Logger            *slog.Logger
 }
 
 // Node is a running node.
@@ -70,11 +77,17 @@ type Node struct {
 	api      *httpd.Server
 	tunnels  *tunnels
 	choice   vmm.Choice
+	gate     *gate.Gate
+	networks *netpolicy.Manager // nil: noNetworks says why
 	serving  atomic.Bool
 	registry *prometheus.Registry
 
-	stopOwner context.CancelFunc
-	ownerDone chan error
+	noNetworks string
+
+	stopNetworks context.CancelFunc
+	networksDone chan struct{}
+	stopOwner    context.CancelFunc
+	ownerDone    chan error
 }
 
 // soloTimeout is the election timeout of a cluster of one.
@@ -134,6 +147,9 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := n.startNetworks(ctx); err != nil {
+		return nil, err
+	}
 	if err := n.startOwner(ctx, images); err != nil {
 		return nil, err
 	}
@@ -174,9 +190,10 @@ func (n *Node) openLog(ctx context.Context) (err error) {
 	cfg := cluster.Config{
 		Identity: n.identity, Dir: filepath.Join(n.cfg.DataDir, "raft"), Addr: n.cfg.RaftListen, Logger: n.cfg.Logger,
 		Voters: n.identity.Voters(), NodeLease: n.cfg.NodeLease, Version: n.cfg.Version,
+		Advertise: n.cfg.Advertise, DeadServerCleanup: n.cfg.DeadServerCleanup,
 	}
-	if len(cfg.Voters) == 1 {
-		// A single voter waits for nobody: long timeouts would only make its start slow.
+	if n.cfg.Cluster == "" {
+		// A cluster of its own, which none can join: long timeouts would only make its start slow.
 		cfg.HeartbeatTimeout, cfg.ElectionTimeout, cfg.LeaseTimeout = soloTimeout, soloTimeout, soloTimeout
 	}
 	if n.log, err = cluster.Open(cfg); err != nil {
@@ -215,12 +232,15 @@ func (n *Node) untilDone(ctx context.Context, what string, try func(context.Cont
 }
 
 func (n *Node) startOwner(ctx context.Context, images *hypervisor.Images) (err error) {
-	n.owner, err = hypervisor.New(hypervisor.Config{
+	cfg := hypervisor.Config{
 		Node: n.id, DataDir: n.cfg.DataDir, Images: images, VMM: n.choice, KernelArgs: n.cfg.KernelArgs,
 		Log: n.log, NewIntentID: cluster.NewIntentID, Logger: n.cfg.Logger, Metrics: n.registry,
-		Deadline: n.cfg.IntentDeadline, Secrets: n.secrets,
-	})
-	if err != nil {
+		Deadline: n.cfg.IntentDeadline, Peers: transfers{n.log}, Secrets: n.secrets, NoNetworks: n.noNetworks,
+	}
+	if n.networks != nil {
+		cfg.Networks = n.networks
+	}
+	if n.owner, err = hypervisor.New(cfg); err != nil {
 		return err
 	}
 	if err := n.register(ctx, images); err != nil {
@@ -300,17 +320,20 @@ func digests(images *hypervisor.Images) []string {
 
 func (n *Node) startAPI(ctx context.Context) (err error) {
 	n.tunnels.serve(n.owner)
+	transfers{n.log}.serve(n.owner)
 	serverTLS, err := n.apiTLS()
 	if err != nil {
 		return err
 	}
 	policies := policies{n.id, n.log.State, n.owner, n.tunnels}
 	policies.serve()
+	n.serveKeys()
 	n.api, err = httpd.New(httpd.Config{
 		Addr: n.cfg.Listen, TLS: serverTLS, AdminSocket: n.AdminSocket(), Log: n.log, Ready: n.ready,
 		Guests:   guests{n.id, n.log.State, n.owner, n.tunnels},
 		Policies: policies, Secrets: n.secrets,
-		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus, Backup: n.backup,
+		NodeStatus: n.Status, ClusterStatus: n.ClusterStatus, Backup: n.backup, Operations: operations{n.log},
+		Reseal:   n.Reseal,
 		Registry: n.registry, Logger: n.cfg.Logger, Version: n.cfg.Version,
 	})
 	if err != nil {
@@ -343,7 +366,7 @@ func (n *Node) ready() error {
 func (n *Node) Status() httpd.NodeStatus {
 	self, _ := n.log.State().Node(n.id)
 	return httpd.NodeStatus{
-		ID: n.id, Name: self.Name, Version: n.cfg.Version, CloneMethod: n.owner.CloneMethod(),
+		ID: n.id, Name: self.Name, Version: n.cfg.Version, CloneMethod: n.owner.CloneMethod(), Egress: n.egressStatus(),
 		VMM: httpd.VMMStatus{
 			Kind: string(n.choice.Kind), Binary: n.choice.Binary, Version: n.choice.Version, Reason: n.choice.Reason,
 		},
@@ -408,6 +431,7 @@ func (n *Node) Stop(ctx context.Context) error {
 		n.stopOwner()
 		errs = append(errs, <-n.ownerDone)
 	}
+	errs = append(errs, n.closeNetworks())
 	if n.log != nil {
 		errs = append(errs, n.log.Shutdown(ctx))
 	}

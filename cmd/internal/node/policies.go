@@ -1,11 +1,9 @@
 package node
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -21,20 +19,24 @@ import (
 type policies struct {
 	self    fsm.NodeID
 	state   func() *fsm.State
-	owner   *hypervisor.Owner
+	owner   policyOwner
 	tunnels *tunnels
+}
+
+// policyOwner is this node's hypervisor.Owner as its policies are asked about.
+type policyOwner interface {
+	PolicyLog(ctx context.Context, id fsm.SandboxID, limit int) ([]hypervisor.PolicyDecision, error)
+	PolicyCheck(ctx context.Context, id fsm.SandboxID, host string, port uint16) (hypervisor.PolicyDecision, error)
 }
 
 const (
 	policyLogPattern   = "GET /policy/{sandbox}/log"
 	policyCheckPattern = "GET /policy/{sandbox}/check"
-	// maxPolicyAnswer bounds an owner's answer: a thousand decisions.
-	maxPolicyAnswer = 2 << 20
 )
 
 // policyAnswer is an owner's answer to another node. Exactly one of Refusal and the rest is meant.
 type policyAnswer struct {
-	Refusal   *tunnelRefusal         `json:"refusal,omitempty"`
+	Refusal   *refusal               `json:"refusal,omitempty"`
 	Decisions []httpd.PolicyDecision `json:"decisions,omitempty"`
 }
 
@@ -101,44 +103,14 @@ func decisionView(d hypervisor.PolicyDecision) httpd.PolicyDecision {
 
 // askOwner sends a question to another node. Whatever goes wrong on the way is no answer: nothing has changed there.
 func (p policies) askOwner(ctx context.Context, owner fsm.NodeID, path string) ([]httpd.PolicyDecision, error) {
-	ctx, cancel := context.WithTimeout(ctx, ownerPatience)
-	defer cancel()
-	answer, err := p.exchange(ctx, owner, path)
-	if err != nil {
+	var answer policyAnswer
+	if err := askNode(ctx, p.tunnels.log, owner, path, &answer); err != nil {
 		return nil, p.tunnels.unreachable(owner, err)
 	}
 	if answer.Refusal != nil {
 		return nil, fsm.Errorf(answer.Refusal.Kind, "%s", answer.Refusal.Message)
 	}
 	return answer.Decisions, nil
-}
-
-func (p policies) exchange(ctx context.Context, owner fsm.NodeID, path string) (policyAnswer, error) {
-	conn, err := p.tunnels.log.DialCall(ctx, owner)
-	if err != nil {
-		return policyAnswer{}, err
-	}
-	defer conn.Close() //nolint:errcheck // the exchange is over
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+string(owner)+path, nil)
-	if err != nil {
-		return policyAnswer{}, err
-	}
-	if err := req.Write(conn); err != nil {
-		return policyAnswer{}, err
-	}
-	resp, err := http.ReadResponse(bufio.NewReader(conn), req)
-	if err != nil {
-		return policyAnswer{}, err
-	}
-	defer resp.Body.Close() //nolint:errcheck // read only
-	if resp.StatusCode != http.StatusOK {
-		return policyAnswer{}, errors.New("the node answers " + resp.Status)
-	}
-	var answer policyAnswer
-	err = json.NewDecoder(io.LimitReader(resp.Body, maxPolicyAnswer)).Decode(&answer)
-	return answer, err
 }
 
 // serve answers other nodes about this node's sandboxes.
@@ -167,12 +139,12 @@ func (p policies) serve() {
 func answerPolicy(w http.ResponseWriter, decisions []httpd.PolicyDecision, err error) {
 	answer := policyAnswer{Decisions: decisions}
 	if err != nil {
-		refusal := tunnelRefusal{fsm.KindInternal, "the sandbox's node could not answer"}
+		why := refusal{fsm.KindInternal, "the sandbox's node could not answer"}
 		var known *fsm.Error
 		if errors.As(err, &known) {
-			refusal = tunnelRefusal{known.Kind, known.Message}
+			why = refusal{known.Kind, known.Message}
 		}
-		answer = policyAnswer{Refusal: &refusal}
+		answer = policyAnswer{Refusal: &why}
 	}
 	body, err := json.Marshal(answer)
 	if err != nil {

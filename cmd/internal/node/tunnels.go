@@ -80,12 +80,16 @@ func (t *tunnels) dial(ctx context.Context, owner fsm.NodeID, id fsm.SandboxID) 
 // unreachable names the node that does not answer. The cause is kept as text only: that it may be a deadline is no
 // statement about the call's own.
 func (t *tunnels) unreachable(owner fsm.NodeID, err error) *fsm.Error {
-	name := string(owner)
-	if node, ok := t.log.State().Node(owner); ok && node.Name != "" {
-		name = node.Name
-	}
 	return fsm.Wrap(fsm.KindUnavailable, errors.New(err.Error()),
-		"node %s, on which the sandbox is, cannot be reached", name)
+		"node %s, on which the sandbox is, cannot be reached", nodeLabel(t.log, owner))
+}
+
+// nodeLabel is what people call a node.
+func nodeLabel(log *cluster.Node, id fsm.NodeID) string {
+	if node, ok := log.State().Node(id); ok && node.Name != "" {
+		return node.Name
+	}
+	return string(id)
 }
 
 func askForTunnel(conn net.Conn, owner fsm.NodeID, id fsm.SandboxID) (net.Conn, error) {
@@ -109,17 +113,21 @@ func askForTunnel(conn net.Conn, owner fsm.NodeID, id fsm.SandboxID) (net.Conn, 
 		return &bufferedConn{conn, in}, nil
 	}
 	defer resp.Body.Close() //nolint:errcheck // the tunnel has failed already
-	var refusal tunnelRefusal
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&refusal); err != nil || refusal.Kind == "" {
-		return nil, errors.New("the node answers " + resp.Status)
-	}
-	return nil, fsm.Errorf(refusal.Kind, "%s", refusal.Message)
+	return nil, readRefusal(resp)
 }
 
-// tunnelRefusal is why there is no tunnel.
-type tunnelRefusal struct {
+// refusal is why another node does not do what it was asked for.
+type refusal struct {
 	Kind    fsm.Kind `json:"kind"`
 	Message string   `json:"message"`
+}
+
+func readRefusal(resp *http.Response) error {
+	var why refusal
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&why); err != nil || why.Kind == "" {
+		return errors.New("the node answers " + resp.Status)
+	}
+	return fsm.Errorf(why.Kind, "%s", why.Message)
 }
 
 // bufferedConn is a connection of which some bytes have been read ahead.
@@ -134,7 +142,7 @@ func (c *bufferedConn) Read(b []byte) (int, error) { return c.in.Read(b) }
 func (t *tunnels) serve(owner *hypervisor.Owner) {
 	t.log.Handle(tunnelPattern, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !t.begin() {
-			refuse(w, fsm.Errorf(fsm.KindUnavailable, "the sandbox's node is stopping"))
+			refuse(w, fsm.Errorf(fsm.KindUnavailable, "the sandbox's node is stopping"), "")
 			return
 		}
 		defer t.open.Done()
@@ -142,13 +150,13 @@ func (t *tunnels) serve(owner *hypervisor.Owner) {
 		defer cancel()
 		agent, err := owner.DialGuest(ctx, fsm.SandboxID(r.PathValue("sandbox")))
 		if err != nil {
-			refuse(w, err)
+			refuse(w, err, agentLost)
 			return
 		}
 		defer agent.Close() //nolint:errcheck // the call is over
 		conn, buffered, err := http.NewResponseController(w).Hijack()
 		if err != nil {
-			refuse(w, err)
+			refuse(w, err, agentLost)
 			return
 		}
 		defer conn.Close() //nolint:errcheck // the call is over
@@ -166,13 +174,16 @@ func (t *tunnels) begin() bool {
 	return true
 }
 
-func refuse(w http.ResponseWriter, err error) {
-	refusal := tunnelRefusal{fsm.KindUnavailable, "the sandbox's agent cannot be reached"}
+const agentLost = "the sandbox's agent cannot be reached"
+
+// refuse answers another node with an error of ours as it is, and with otherwise for any other.
+func refuse(w http.ResponseWriter, err error, otherwise string) {
+	why := refusal{fsm.KindUnavailable, otherwise}
 	var known *fsm.Error
 	if errors.As(err, &known) {
-		refusal = tunnelRefusal{known.Kind, known.Message}
+		why = refusal{known.Kind, known.Message}
 	}
-	body, err := json.Marshal(refusal)
+	body, err := json.Marshal(why)
 	if err != nil {
 		body = nil
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -14,8 +15,8 @@ import (
 func (a *app) org() *cobra.Command {
 	return a.withAdmin(a.withOutput(group(&cobra.Command{
 		Use:   "org",
-		Short: "Make and list organizations, on the node's host",
-	}, a.orgCreate(), a.orgList())))
+		Short: "Make, list and limit organizations, on the node's host",
+	}, a.orgCreate(), a.orgList(), a.orgLimits())))
 }
 
 func (a *app) orgCreate() *cobra.Command {
@@ -56,11 +57,69 @@ func (a *app) orgList() *cobra.Command {
 			}
 			rows := make([]row, 0, len(list.Items))
 			for _, o := range list.Items {
-				rows = append(rows, row{o.ID, o.Raw, []string{o.Name, o.ID, a.age(o.CreatedAt)}})
+				rows = append(rows, row{o.ID, o.Raw, []string{
+					o.Name, o.ID, ofLimit(o.Sandboxes, o.MaxSandboxes), ofLimit(o.Snapshots, o.MaxSnapshots), bound(o.MaxRequests),
+					a.age(o.CreatedAt),
+				}})
 			}
-			return a.printList([]string{"NAME", "ID", "AGE"}, list.Total, rows)
+			return a.printList([]string{"NAME", "ID", "SANDBOXES", "SNAPSHOTS", "REQUESTS/MIN", "AGE"}, list.Total, rows)
 		},
 	}
+}
+
+func (a *app) orgLimits() *cobra.Command {
+	var sandboxes, snapshots, requests int
+	cmd := &cobra.Command{
+		Use:   "limits NAME",
+		Short: "Show or change what an organization may have and send",
+		Long: `Show the limits of an organization, given by name or id, or change those that are given. 0 is no limit. What it
+has beyond a new limit stays. Requests a minute are counted by each node for itself. A request beyond a limit is
+answered with 429, which says which limit, and in Retry-After when to come again.`,
+		Example: `  stillframe org limits acme
+  stillframe org limits acme --sandboxes 50 --snapshots 500 --requests 600`,
+		Args: args("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var limits client.OrgLimits
+			for name, to := range map[string]struct {
+				given *int
+				limit **int
+			}{
+				"sandboxes": {&sandboxes, &limits.MaxSandboxes}, "snapshots": {&snapshots, &limits.MaxSnapshots},
+				"requests": {&requests, &limits.MaxRequests},
+			} {
+				if cmd.Flags().Changed(name) {
+					*to.limit = to.given
+				}
+			}
+			c, ctx, done, err := a.connectAdmin(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer done()
+			org, err := c.SetOrgLimits(ctx, args[0], limits) // none given: it only shows
+			if err != nil {
+				return orgHint(err)
+			}
+			return a.printOne(row{org.ID, org.Raw, []string{
+				org.Name, org.ID, ofLimit(org.Sandboxes, org.MaxSandboxes), ofLimit(org.Snapshots, org.MaxSnapshots),
+				bound(org.MaxRequests),
+			}}, []string{"Name", "ID", "Sandboxes", "Snapshots", "Requests a minute"})
+		},
+	}
+	cmd.Flags().IntVar(&sandboxes, "sandboxes", 0, "sandboxes at once")
+	cmd.Flags().IntVar(&snapshots, "snapshots", 0, "snapshots at once")
+	cmd.Flags().IntVar(&requests, "requests", 0, "requests a minute, to each node")
+	return cmd
+}
+
+// ofLimit says how much there is of a limit.
+func ofLimit(has int, most *int) string { return strconv.Itoa(has) + " of " + bound(most) }
+
+func bound(most *int) string {
+	if most == nil || *most == 0 {
+		return "no limit"
+	}
+	return strconv.Itoa(*most)
 }
 
 func (a *app) key() *cobra.Command {

@@ -10,7 +10,7 @@
 //   - What a program reads goes to Out, everything else (progress, hints, errors) to Err.
 //   - With -o json, Out gets the node's JSON unchanged; with -q, ids only, one a line.
 //   - An API key is read from the environment or a file, never from an argument, and is never printed, but once by
-//     "key create".
+//     "key create". Nor are the values of headers that a policy injects.
 //   - Every failure has a documented exit code (exit.go) and says what to do next.
 package cli
 
@@ -123,7 +123,7 @@ Exit codes are listed by "stillframe help exit-codes".`,
 		&cobra.Group{ID: groupRun, Title: "Run a node:"},
 	)
 	root.SetHelpCommand(help())
-	add(root, groupUse, a.sandbox(), a.snapshot(), a.exec(), a.cp(), a.file(), a.template())
+	add(root, groupUse, a.sandbox(), a.snapshot(), a.policy(), a.exec(), a.cp(), a.file(), a.template())
 	add(root, groupRun, a.nodeGroup(), a.cluster(), a.org(), a.key())
 	root.AddCommand(a.version(), exitCodes())
 	for _, command := range more {

@@ -347,8 +347,10 @@ func TestFileList(t *testing.T) {
 func TestNodeTemplateVersion(t *testing.T) {
 	w := newWorld(t)
 	w.answer("GET /v1/node", http.StatusOK, `{"id":"n-1","name":"host","version":"v1","vmm":{"kind":"stillframe-devvmm",`+
-		`"binary":"/opt/devvmm","version":"7.2","reason":"KVM is not usable"},"clone_method":"copy"}`)
+		`"binary":"/opt/devvmm","version":"7.2","reason":"KVM is not usable"},"clone_method":"copy",`+
+		`"egress":{"enforced":true,"pool":"100.126.0.0/16"}}`)
 	require.Contains(t, w.does("node", "status"), "Why this VMM   KVM is not usable\n")
+	require.Contains(t, w.does("node", "status"), "Policies       enforced\n")
 	w.answer("GET /v1/templates", http.StatusOK, `{"items":[{"id":"tpl-1","name":"system/busybox",`+
 		`"digest":"sha256:0123456789abcdef","created_at":"2026-01-02T11:00:00Z"}],"total_items":1}`)
 	require.Equal(t, ""+
@@ -361,25 +363,29 @@ func TestNodeTemplateVersion(t *testing.T) {
 func TestClusterStatus(t *testing.T) {
 	w := newWorld(t)
 	body := `{"node":"n-1","leader":"n-1","nodes":[` +
-		`{"id":"n-1","name":"a","voter":true,"leader":true,"reachable":true,"last_contact_ms":0,"role":"leader",` +
+		`{"id":"n-1","name":"a","voter":true,"leader":true,"reachable":true,"last_contact_ms":0,"role":"leader","version":"v9",` +
 		`"applied_index":42,"sandboxes":2,"total":{"vcpu":8,"memory":2048,"disk":4096},` +
 		`"free":{"vcpu":6,"memory":0,"disk":2048},"vmm":"cloud-hypervisor","vmm_version":"v51"},` +
 		`{"id":"n-2","name":"b","voter":false,"reachable":false,"last_contact_ms":65000,"vmm_version":"v51",` +
 		`"total":{"vcpu":8,"memory":1024,"disk":1024},"free":{"vcpu":8,"memory":1024,"disk":1024}},` +
-		`{"id":"n-3","name":"c","voter":true,"reachable":false,"last_contact_ms":null}]}`
+		`{"id":"n-3","name":"c","voter":true,"reachable":false,"lost":true,"drained":true,"last_contact_ms":null},` +
+		`{"id":"n-4","name":"d","reachable":true,"role":"follower","last_contact_ms":0,"skew_ms":-1500.04,"trip_ms":0.3}]}`
 	w.answer("GET /v1/cluster", http.StatusOK, body)
 	var table [][]string
 	for line := range strings.Lines(w.does("cluster", "status")) {
 		table = append(table, regexp.MustCompile(` {3,}`).Split(strings.TrimSpace(line), -1))
 	}
 	require.Equal(t, [][]string{
-		{"NAME", "ID", "ROLE", "VOTER", "APPLIED", "SANDBOXES", "VCPU FREE", "MEMORY FREE", "DISK FREE", "VMM", "CONTACT"},
-		{"a", "n-1", "leader", "yes", "42", "2", "6 of 8", "0 of 2 GiB", "2 GiB of 4 GiB", "v51", "0s ago"},
-		{"b", "n-2", "unreachable", "no", "-", "0", "8 of 8", "1 GiB of 1 GiB", "1 GiB of 1 GiB", "v51", "65s ago"},
-		{"c", "n-3", "unreachable", "yes", "-", "0", "0 of 0", "0 of 0", "0 of 0", "-", "never"},
+		{"NAME", "ID", "ROLE", "VOTER", "APPLIED", "SANDBOXES", "VCPU FREE", "MEMORY FREE", "DISK FREE", "VMM",
+			"VERSION", "CONTACT", "SKEW"},
+		{"a", "n-1", "leader", "yes", "42", "2", "6 of 8", "0 of 2 GiB", "2 GiB of 4 GiB", "v51", "v9", "0s ago", "-"},
+		{"b", "n-2", "unreachable", "no", "-", "0", "8 of 8", "1 GiB of 1 GiB", "1 GiB of 1 GiB", "v51", "-",
+			"65s ago", "-"},
+		{"c", "n-3", "unreachable, lost, drained", "yes", "-", "0", "0 of 0", "0 of 0", "0 of 0", "-", "-", "never", "-"},
+		{"d", "n-4", "follower", "no", "-", "0", "0 of 0", "0 of 0", "0 of 0", "-", "-", "0s ago", "-1500.0 ms"},
 	}, table)
 	require.Equal(t, body+"\n", w.does("cluster", "status", "-o", "json"))
-	require.Equal(t, "n-1\nn-2\nn-3\n", w.does("cluster", "status", "-q"))
+	require.Equal(t, "n-1\nn-2\nn-3\nn-4\n", w.does("cluster", "status", "-q"))
 }
 
 func TestInterrupted(t *testing.T) {

@@ -82,8 +82,26 @@ func (a *app) connect(ctx context.Context) (*client.Client, context.Context, fun
 	return c, ctx, func() { cancel(); c.Close(); a.tellAge() }, nil
 }
 
+// adminWait bounds an answer of the admin socket. An operation on the cluster may take longer: a drain snapshots one
+// sandbox after the other.
+const (
+	adminWait     = time.Minute
+	operationWait = 35 * time.Minute
+)
+
 // connectAdmin makes the client for the admin socket.
 func (a *app) connectAdmin(ctx context.Context) (*client.Client, context.Context, func(), error) {
+	return a.connectAdminFor(ctx, adminWait)
+}
+
+// connectOperator is connectAdmin for operations on the cluster.
+func (a *app) connectOperator(ctx context.Context) (*client.Client, context.Context, func(), error) {
+	return a.connectAdminFor(ctx, operationWait)
+}
+
+func (a *app) connectAdminFor(
+	ctx context.Context, wait time.Duration,
+) (*client.Client, context.Context, func(), error) {
 	if err := a.checkOutput(); err != nil {
 		return nil, nil, nil, err
 	}
@@ -95,7 +113,7 @@ func (a *app) connectAdmin(ctx context.Context) (*client.Client, context.Context
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	return c, ctx, func() { cancel(); c.Close() }, nil
 }
 

@@ -187,7 +187,7 @@ func describeRefusal(e *client.Error) (int, []string) {
 		lines = append(lines, "Copy a large file in parts: split -b 8M FILE, and cat them together in the sandbox.")
 	case http.StatusTooManyRequests:
 		code = ExitUnavailable
-		lines = append(lines, "Delete what is not needed any more, or ask whoever runs the node for a higher limit.")
+		lines = append(lines, "Wait, delete what is not needed any more, or ask whoever runs the node for a higher limit.")
 	case http.StatusServiceUnavailable:
 		code = ExitUnavailable
 		lines = append(lines, "Try again later; stillframe node status tells how the node is.")

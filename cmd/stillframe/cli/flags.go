@@ -4,13 +4,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"stillframe/httpd/client"
 )
 
 // seconds is a flag that takes whole seconds ("300") or a duration ("5m"); part of a second counts as one.
@@ -83,28 +87,85 @@ func (a *app) environment(settings []string) (map[string]string, error) {
 	return env, nil
 }
 
-// network is the pair of flags for an egress policy.
+// network is the flags for a network policy.
 type network struct {
-	mode string
-	file string
+	modeFlag, fileFlag string   // their names
+	modes              []string // that may be said in a word
+
+	mode    string
+	file    string
+	domains []string
+	cidrs   []string
+	inject  []string
+}
+
+// newNetwork is the flags of commands that make sandboxes.
+func newNetwork() network {
+	return network{modeFlag: "network", fileFlag: "policy-file", modes: []string{"allow-all", "deny-all"}}
 }
 
 func (n *network) flags(cmd *cobra.Command) {
-	wordFlag(cmd, cmd.Flags(), &n.mode, "network", "", []string{"allow-all", "deny-all"}, "egress policy in a word")
-	cmd.Flags().StringVar(&n.file, "network-policy", "", "file with an egress policy as JSON; - is standard input")
+	f := cmd.Flags()
+	wordFlag(cmd, f, &n.mode, n.modeFlag, "", n.modes, "network policy in a word, "+strings.Join(n.modes, ", "))
+	f.StringArrayVar(&n.domains, "allow-domain", nil, "host name, or *. and a host name, that it may reach (repeatable)")
+	f.StringArrayVar(&n.cidrs, "allow-cidr", nil, "range of addresses that it may reach (repeatable)")
+	f.StringArrayVar(&n.inject, "inject", nil,
+		"set a header towards a domain, from a variable: `DOMAIN:HEADER=VAR` (repeatable)")
+	f.StringVar(&n.file, n.fileFlag, "", "file with a network policy as JSON; - is standard input")
+	_ = cmd.MarkFlagFilename(n.fileFlag, "json")
 }
 
 // policy gives the policy as JSON, nil when none is asked for. What it says is the node's to judge.
 func (n *network) policy(a *app) (json.RawMessage, error) {
-	if n.mode != "" && n.file != "" {
-		return nil, usagef("--network and --network-policy exclude each other")
-	}
-	if n.mode != "" {
-		return json.Marshal(map[string]string{"mode": n.mode})
-	}
-	if n.file == "" {
+	lists := len(n.domains) + len(n.cidrs)
+	switch {
+	case n.file != "" && (n.mode != "" || lists+len(n.inject) > 0):
+		return nil, usagef("--%s and the other flags for the network exclude each other", n.fileFlag)
+	case n.file != "":
+		return n.read(a)
+	case lists > 0 && n.mode != "" && n.mode != modeCustom:
+		return nil, usagef("--%s %s and --allow-domain or --allow-cidr exclude each other", n.modeFlag, n.mode)
+	case n.mode == "" && lists+len(n.inject) == 0:
 		return nil, nil
 	}
+	p := client.NetworkPolicy{Mode: either(n.mode, modeCustom), AllowDomains: n.domains, AllowCIDRs: n.cidrs}
+	for _, text := range n.inject {
+		if err := addInjection(a, &p, text); err != nil {
+			return nil, err
+		}
+	}
+	return json.Marshal(p)
+}
+
+const modeCustom = "custom"
+
+// addInjection reads DOMAIN:HEADER=VAR. The value is a secret and stands in no argument, error or process list; as
+// somebody may have put it there all the same, what follows = is not repeated.
+func addInjection(a *app, p *client.NetworkPolicy, text string) error {
+	where, variable, ok := strings.Cut(text, "=")
+	domain, header, both := strings.Cut(where, ":")
+	if !ok || !both || domain == "" || header == "" || variable == "" {
+		return usagef("--inject: want DOMAIN:HEADER=VAR")
+	}
+	value := a.env.Getenv(variable)
+	if value == "" {
+		return usagef("--inject %s: what follows = must be the name of a variable that is set here", where)
+	}
+	for i := range p.Transforms {
+		if t := &p.Transforms[i]; t.Domain == domain {
+			if _, twice := t.InjectHeaders[header]; twice {
+				return usagef("--inject %s: given twice", where)
+			}
+			t.InjectHeaders[header] = value
+			return nil
+		}
+	}
+	p.Transforms = append(p.Transforms, client.Transform{Domain: domain, InjectHeaders: map[string]string{header: value}})
+	return nil
+}
+
+// read reads the file.
+func (n *network) read(a *app) (json.RawMessage, error) {
 	var b []byte
 	var err error
 	if n.file == "-" {
@@ -113,13 +174,15 @@ func (n *network) policy(a *app) (json.RawMessage, error) {
 		b, err = os.ReadFile(n.file)
 	}
 	if err != nil {
-		return nil, usagef("--network-policy: %w", err)
+		return nil, usagef("--%s: %w", n.fileFlag, err)
 	}
 	if !json.Valid(b) {
-		return nil, usagef("--network-policy: %s is not JSON", n.file)
+		return nil, usagef("--%s: %s is not JSON", n.fileFlag, n.file)
 	}
 	return b, nil
 }
+
+func sortedNames(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
 
 func idempotencyFlag(cmd *cobra.Command, into *string) {
 	cmd.Flags().StringVar(into, "idempotency-key", "",

@@ -63,9 +63,14 @@ func (a *app) nodeGroup() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			policies := "enforced"
+			if !n.Egress.Enforced {
+				policies = "not enforced: " + n.Egress.Reason
+			}
 			return a.printOne(row{n.ID, n.Raw, []string{
-				n.ID, n.Name, n.Version, n.VMM.Kind, n.VMM.Version, n.VMM.Binary, n.VMM.Reason, n.CloneMethod,
-			}}, []string{"ID", "Name", "Version", "VMM", "VMM version", "VMM binary", "Why this VMM", "Clones by"})
+				n.ID, n.Name, n.Version, n.VMM.Kind, n.VMM.Version, n.VMM.Binary, n.VMM.Reason, n.CloneMethod, policies,
+			}}, []string{"ID", "Name", "Version", "VMM", "VMM version", "VMM binary", "Why this VMM", "Clones by",
+				"Policies"})
 		},
 	})))
 }
@@ -74,8 +79,8 @@ func (a *app) nodeGroup() *cobra.Command {
 func (a *app) cluster() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "cluster",
-		Short: "Make a cluster, and show how it is",
-	}, a.clusterStatus())
+		Short: "Make a cluster, change it, and show how it is",
+	}, append(a.operations(), a.clusterStatus(), a.reseal())...)
 }
 
 func (a *app) clusterStatus() *cobra.Command {
@@ -84,7 +89,8 @@ func (a *app) clusterStatus() *cobra.Command {
 		Use:   "status",
 		Short: "Show the nodes of the cluster, as the node that answers sees them",
 		Long: `Show the nodes of the cluster. A node that the answering one cannot reach has no role and no index; its last
-contact tells since when.`,
+contact tells since when. A lost one has been given up by the leader: it was silent for a lease. A node's clock is as
+far ahead of the answering node's as SKEW says, give or take half of the time that its answer took.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, ctx, done, err := a.connect(cmd.Context())
@@ -109,7 +115,7 @@ func (a *app) printCluster(status client.Cluster, digest bool) error {
 		return a.printRaw(status.Raw)
 	}
 	head := []string{"NAME", "ID", "ROLE", "VOTER", "APPLIED", "SANDBOXES", "VCPU FREE", "MEMORY FREE", "DISK FREE", "VMM",
-		"CONTACT"}
+		"VERSION", "CONTACT", "SKEW"}
 	if digest {
 		head = append(head, "POSITION", "DIGEST")
 	}
@@ -118,7 +124,8 @@ func (a *app) printCluster(status client.Cluster, digest bool) error {
 		r := row{id: n.ID, cells: []string{
 			n.Name, n.ID, clusterRole(n), yesNo(n.Voter), number(n.AppliedIndex), strconv.Itoa(n.Sandboxes),
 			fmt.Sprintf("%d of %d", n.Free.VCPU, n.Total.VCPU),
-			share(n.Free.Memory, n.Total.Memory), share(n.Free.Disk, n.Total.Disk), n.VMMVersion, contact(n),
+			share(n.Free.Memory, n.Total.Memory), share(n.Free.Disk, n.Total.Disk), n.VMMVersion,
+			n.Version, contact(n), skew(n),
 		}}
 		if digest {
 			r.cells = append(r.cells, number(n.Position), n.Digest[:min(len(n.Digest), 12)])
@@ -130,13 +137,25 @@ func (a *app) printCluster(status client.Cluster, digest bool) error {
 
 // clusterRole tells what a node is; the leader as the answering node has it.
 func clusterRole(n client.ClusterNode) string {
-	switch {
-	case !n.Reachable:
-		return "unreachable"
-	case n.Drained:
-		return n.Role + ", drained"
+	role := n.Role
+	if !n.Reachable {
+		role = "unreachable"
 	}
-	return n.Role
+	if n.Lost {
+		role += ", lost"
+	}
+	if n.Drained {
+		role += ", drained"
+	}
+	return role
+}
+
+// skew tells how far a node's clock is off, in milliseconds: none of the answering node's own.
+func skew(n client.ClusterNode) string {
+	if !n.Reachable || n.TripMS == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%+.1f ms", n.SkewMS)
 }
 
 // share tells how much of a size is left. Less than nothing is left where a node has shrunk.

@@ -54,10 +54,10 @@ type choice struct {
 
 func (c *choice) String() string { return *c.value }
 func (c *choice) Type() string {
-	if len(c.words) > 3 {
-		return "word"
+	if all := strings.Join(c.words, "|"); len(all) <= 22 { // else the help would be wider than a terminal
+		return all
 	}
-	return strings.Join(c.words, "|")
+	return "word"
 }
 func (c *choice) Set(s string) error {
 	for _, w := range c.words {

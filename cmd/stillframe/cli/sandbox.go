@@ -32,13 +32,14 @@ func (a *app) sandboxCreate() *cobra.Command {
 		memory  mib
 		timeout seconds
 		env     []string
-		net     network
+		net     = newNetwork()
 	)
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Make a sandbox and wait until it runs",
 		Example: `  stillframe sandbox create
   stillframe sandbox create --template system/busybox --vcpu 2 --memory 2GiB --timeout 30m
+  stillframe sandbox create --allow-domain '*.debian.org' --inject api.example.com:Authorization=API_AUTHORIZATION
   id=$(stillframe sandbox create -q)`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -189,7 +190,7 @@ func sandboxHint(err error) error {
 
 var sandboxFields = []string{
 	"ID", "State", "Why", "Template", "Snapshot", "vCPU", "Memory", "Disk", "Timeout", "Network",
-	"Reaches", "Node", "Age",
+	"Reaches", "Why so", "Node", "Age",
 }
 
 func (a *app) printSandbox(s client.Sandbox) error {
@@ -200,7 +201,7 @@ func (a *app) printSandbox(s client.Sandbox) error {
 	return a.printOne(row{s.ID, s.Raw, []string{
 		s.ID, s.State, s.StateReason, template, s.SnapshotID, strconv.Itoa(s.VCPU), mebibytes(s.Memory),
 		mebibytes(s.Disk), (time.Duration(s.Timeout) * time.Second).String(), policy(s.NetworkPolicy),
-		s.NetworkStatus, s.PodID, a.age(s.CreatedAt),
+		s.NetworkStatus, s.NetworkNote, s.PodID, a.age(s.CreatedAt),
 	}}, sandboxFields)
 }
 

@@ -89,7 +89,7 @@ func (a *app) snapshotRestore() *cobra.Command {
 		in        client.RestoreSnapshot
 		timeout   seconds
 		autoPause bool
-		net       network
+		net       = newNetwork()
 	)
 	cmd := &cobra.Command{
 		Use:   "restore NAME",

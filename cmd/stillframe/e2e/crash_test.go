@@ -59,6 +59,7 @@ func eachPoint(t *testing.T, n *node, kind fsm.IntentKind, check func(p point)) 
 func TestCrashMatrixKnowsEveryKind(t *testing.T) {
 	visited := []fsm.IntentKind{
 		fsm.IntentCreate, fsm.IntentRestore, fsm.IntentSnapshot, fsm.IntentDelete, fsm.IntentDeleteSnapshot,
+		fsm.IntentSetPolicy, // by TestKilledWhilePolicyChanges
 	}
 	for kind := range hypervisor.Steps {
 		require.Contains(t, visited, kind)

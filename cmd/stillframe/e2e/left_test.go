@@ -67,8 +67,23 @@ func (n *node) vmState(id string) vmm.State {
 	return state
 }
 
+// removeReady removes the namespaces that the daemon kept ready, as its next start would.
+func (n *node) removeReady() {
+	raw, err := os.ReadFile(filepath.Join(n.dir, "node-id"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	require.NoError(n.t, err)
+	ready, err := netpolicy.List("sfpool-" + string(raw[:8]) + "-")
+	require.NoError(n.t, err)
+	for _, name := range ready {
+		require.NoError(n.t, netpolicy.Destroy(context.Background(), name))
+	}
+}
+
 // removeVMs ends the VMM processes that the data folder tells of, and their namespaces.
 func (n *node) removeVMs() {
+	n.removeReady()
 	entries, err := os.ReadDir(filepath.Join(n.dir, "sandboxes"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return
@@ -148,7 +163,7 @@ func asSet(items []string) map[string]bool {
 // What may be in the folder of a sandbox and must be in that of a snapshot.
 var (
 	sandboxFiles = []string{
-		"disk", "events.json", "ram", "runtime.json", "serial.log", "vmm.log", "vmm.out", "vmm.sock", "vmm.sock.lock",
+		"born", "disk", "events.json", "ram", "runtime.json", "serial.log", "vmm.log", "vmm.out", "vmm.sock", "vmm.sock.lock",
 	}
 	snapshotFiles = []string{"config.json", "disk", "manifest.json", "ram", "state.json"}
 )

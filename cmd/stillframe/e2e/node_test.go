@@ -32,6 +32,7 @@ type node struct {
 	log   string // the daemon's output, of all its lives
 	addr  string
 	args  []string
+	env   []string // added to the daemon's environment
 	// netns is the network namespace that the daemon runs in, and cluster its identity folder: both are empty for a
 	// development node of its own.
 	netns, cluster string
@@ -48,18 +49,24 @@ func newNode(t *testing.T, args ...string) *node { return newNodeIn(t, dataDir, 
 // newNodeIn makes a node with its data folder in parent. When the test ends, everything of it is removed.
 func newNodeIn(t *testing.T, parent string, args ...string) *node {
 	t.Helper()
+	return newNodeWith(t, parent, nil, args...)
+}
+
+func newNodeWith(t *testing.T, parent string, env []string, args ...string) *node {
+	t.Helper()
 	dir, err := os.MkdirTemp(parent, "n")
 	require.NoError(t, err)
 	out, err := os.MkdirTemp(workDir, "log")
 	require.NoError(t, err)
 	n := &node{
 		t: t, dir: dir, order: filepath.Join(out, "fault"), log: filepath.Join(out, "log"), addr: freeAddr(t), args: args,
+		env: env,
 	}
 	t.Cleanup(n.remove)
 	n.start()
-	env, err := os.ReadFile(filepath.Join(dir, "dev.env"))
+	written, err := os.ReadFile(filepath.Join(dir, "dev.env"))
 	require.NoError(t, err)
-	for line := range strings.Lines(string(env)) {
+	for line := range strings.Lines(string(written)) {
 		if key, ok := strings.CutPrefix(strings.TrimSpace(line), "LEAP0_API_KEY="); ok {
 			n.key = key
 		}
@@ -133,7 +140,7 @@ func (n *node) launch() {
 	args = append(args, n.args...)
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = out, out
-	cmd.Env = append(os.Environ(), "STILLFRAME_FAULT=@"+n.order, "GORACE=halt_on_error=0")
+	cmd.Env = append(append(os.Environ(), "STILLFRAME_FAULT=@"+n.order, "GORACE=halt_on_error=0"), n.env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	require.NoError(n.t, cmd.Start())
 	exited := make(chan struct{})

@@ -19,8 +19,9 @@ const (
 )
 
 // prepare checks a request and makes the command of it, in a session and process group of its own. Its environment is
-// built from nothing: what the agent was started with is no business of the sandbox.
-func prepare(req guest.ExecRequest, sandboxEnv map[string]string) (*exec.Cmd, error) {
+// built from nothing (what the agent was started with is no business of the sandbox): the given layers, a later one
+// before an earlier, and the request's own before all.
+func prepare(req guest.ExecRequest, layers ...map[string]string) (*exec.Cmd, error) {
 	argv := req.Argv
 	switch {
 	case len(argv) > 0 && req.Command != "":
@@ -40,7 +41,7 @@ func prepare(req guest.ExecRequest, sandboxEnv map[string]string) (*exec.Cmd, er
 	if err != nil {
 		return nil, err
 	}
-	env, err := environment(sandboxEnv, req.Env)
+	env, err := environment(append(layers, req.Env)...)
 	if err != nil {
 		return nil, err
 	}

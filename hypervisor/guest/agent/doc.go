@@ -19,5 +19,7 @@
 //     timeout, or a kill call, does.
 //   - A file that is written through the agent has the old or the new contents at every instant.
 //   - The initramfs is emptied before the switch: of it, only the pages of this program stay in memory.
+//   - Whom the sandbox's programs trust is changed once for each authority; a restored guest, which has its source's,
+//     keeps what it has made of its store. Its key is never here, only the certificate.
 //   - If the machine cannot be brought up, it says why on the console and powers off; it never runs half made.
 package agent

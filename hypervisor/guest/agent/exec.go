@@ -19,7 +19,12 @@ func (s *Server) execKill(_ context.Context, req guest.ExecKillRequest) (none, e
 
 // start runs the request's command with output to the two sinks.
 func (s *Server) start(req guest.ExecRequest, stdout, stderr sink) (*run, error) {
-	cmd, err := prepare(req, s.identity.current().Env)
+	id := s.identity.current()
+	var trust map[string]string
+	if id.CA != "" {
+		trust = s.trust.environ()
+	}
+	cmd, err := prepare(req, trust, id.Env)
 	if err != nil {
 		return nil, err
 	}

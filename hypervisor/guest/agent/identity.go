@@ -29,6 +29,7 @@ type identityState struct {
 	Hostname   string            `json:"hostname"`
 	MachineID  string            `json:"machine_id"`
 	Generation int               `json:"generation"`
+	CA         string            `json:"ca,omitempty"` // digest of the authority that is installed
 	Env        map[string]string `json:"env,omitempty"`
 }
 
@@ -112,6 +113,13 @@ func (s *Server) setIdentity(_ context.Context, id guest.Identity) (guest.Identi
 	if err := rename(st); err != nil {
 		return guest.IdentityResult{}, err
 	}
+	// A restored guest has its source's authority: what it has made of it since is its own business.
+	if id.CAPEM != "" && st.CA != caDigest(id.CAPEM) {
+		if err := s.trust.install(id.CAPEM); err != nil {
+			return guest.IdentityResult{}, fmt.Errorf("trust the sandbox's authority: %w", err)
+		}
+		st.CA = caDigest(id.CAPEM)
+	}
 	if err := s.identity.save(st); err != nil {
 		return guest.IdentityResult{}, err
 	}
@@ -119,6 +127,7 @@ func (s *Server) setIdentity(_ context.Context, id guest.Identity) (guest.Identi
 	return guest.IdentityResult{
 		SandboxID: st.SandboxID, Hostname: st.Hostname, MachineID: st.MachineID, Changed: changed,
 		ClockStep: int64(step), SeedBytes: len(id.Seed), Reseeded: true, Generation: st.Generation,
+		CA: st.CA,
 	}, nil
 }
 
@@ -137,7 +146,11 @@ func checkIdentity(id guest.Identity) error {
 			return err
 		}
 	}
-	return nil
+	if id.CAPEM == "" {
+		return nil
+	}
+	_, err := checkCA(id.CAPEM)
+	return err
 }
 
 // machineID derives the 32 hexadecimal digits of machine-id(5) from the sandbox's id, so that it is as unique as that

@@ -27,6 +27,7 @@ const Version = "stillframe-guest/1"
 type Server struct {
 	log      *slog.Logger
 	identity *identityStore
+	trust    trustStore
 	runs     *runTable
 	boot     []guest.BootStep
 }
@@ -37,7 +38,9 @@ func NewServer(log *slog.Logger, dir string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{log: log, identity: id, runs: newRunTable(), boot: parseBoot(os.Getenv(bootEnv))}, nil
+	return &Server{
+		log: log, identity: id, trust: trustStore{run: dir}, runs: newRunTable(), boot: parseBoot(os.Getenv(bootEnv)),
+	}, nil
 }
 
 // Serve is the agent proper: it listens on eth0 and answers until ctx ends.

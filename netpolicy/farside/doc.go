@@ -1,8 +1,8 @@
 // Package farside is what tests of the egress policy reach, or must not reach: a guest without a virtual machine, and a
 // world beyond the node with a counter on the wire. There is no internet in it.
 //
-// It imports the standard library, testify, golang.org/x/sys and the netlink libraries, so that every package's tests can use
-// it. Only tests do.
+// It imports the standard library, testify, golang.org/x/sys and the netlink libraries, so that every package's tests
+// can use it. Only tests do.
 //
 //   - Main runs a package's tests in network and mount namespaces of their own: what they make ends with them, and the
 //     "host" of the tests is not the machine's.
