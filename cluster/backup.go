@@ -114,8 +114,8 @@ func (c *countingHash) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// ReadBackup reads a backup from a file and verifies all of it: digests, and that the state can be taken over. The error
-// is ErrNewerBackup where it is beyond this program.
+// ReadBackup reads a backup from a file and verifies all of it: digests, and that the state can be taken over. The
+// error is ErrNewerBackup where it is beyond this program.
 func ReadBackup(path string) (*Backup, error) {
 	b, err := readBackup(path)
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 // Paths of the calls between nodes that this package answers. Those of others are added with Handle.
 const (
 	pathApply    = "/cluster/apply"
+	pathForward  = "/cluster/forward"
 	pathPosition = "/cluster/position"
 	pathStatus   = "/cluster/status"
 )
@@ -53,6 +54,7 @@ type positionAnswer struct {
 
 func (n *Node) serveCalls() {
 	n.port.routes.HandleFunc("POST "+pathApply, n.serveApply)
+	n.port.routes.HandleFunc("POST "+pathForward, n.serveForward)
 	n.port.routes.HandleFunc("POST "+pathPosition, n.servePosition)
 	n.port.routes.HandleFunc("GET "+pathStatus, n.serveStatus)
 	n.serveJoin()
@@ -81,8 +83,7 @@ func (n *Node) elsewhere() fsm.NodeID {
 
 // applyAt sends a proposal to the leader, once.
 func (n *Node) applyAt(ctx context.Context, leader fsm.NodeID, data []byte) (fsm.Result, error) {
-	var a applyAnswer
-	sent, err := n.call(ctx, leader, http.MethodPost, pathApply, data, &a)
+	a, sent, err := n.forward.send(ctx, leader, data)
 	switch {
 	case err != nil && sent:
 		return fsm.Result{}, fsm.Wrap(fsm.KindUnknown, err, "the outcome is not known: the leader did not answer")
@@ -104,20 +105,11 @@ func (n *Node) applyAt(ctx context.Context, leader fsm.NodeID, data []byte) (fsm
 
 func (n *Node) serveApply(w http.ResponseWriter, r *http.Request) {
 	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, fsm.MaxCommandBytes))
-	if err == nil {
-		_, err = fsm.Decode(data) // a proposal of a newer program must not get into this one's log
-	}
 	if err != nil {
-		answer(w, applyAnswer{Failed: fsm.Wrap(fsm.KindUnavailable, err, "the leader does not know this command")})
+		answer(w, applyAnswer{Failed: fsm.Wrap(fsm.KindUnavailable, err, "the leader cannot read this command")})
 		return
 	}
-	o := n.applyHere(r.Context(), data)
-	switch {
-	case o.index != 0:
-		answer(w, applyAnswer{Index: o.index, Result: &o.result, Refused: o.err != nil})
-	default:
-		answer(w, applyAnswer{Failed: asError(o.err)})
-	}
+	answer(w, n.answerProposal(r.Context(), data))
 }
 
 // asError is an error as it goes over the wire: its kind and message stay, its cause does not.
@@ -129,13 +121,16 @@ func asError(err error) *fsm.Error {
 	return fsm.Errorf(fsm.KindUnknown, "the outcome is not known")
 }
 
-// positionAt asks the leader how far a read that begins now must be.
-func (n *Node) positionAt(ctx context.Context, leader fsm.NodeID) (uint64, error) {
+// askPosition asks the leader how far a read that begins now must be.
+func (n *Node) askPosition() (uint64, error) {
+	ctx, cancel := context.WithTimeout(n.forward.ctx, n.cfg.IOTimeout)
+	defer cancel()
+	leader := n.elsewhere()
+	if leader == "" {
+		return 0, n.notLeader() // it is this node now, or none is known
+	}
 	var a positionAnswer
 	if _, err := n.call(ctx, leader, http.MethodPost, pathPosition, nil, &a); err != nil {
-		if ctx.Err() != nil {
-			return 0, fsm.Wrap(fsm.KindTimeout, ctx.Err(), "no answer in time from the leader, %s", n.label(leader))
-		}
 		return 0, fsm.Wrap(fsm.KindUnavailable, err, "the leader, %s, does not answer", n.label(leader))
 	}
 	if a.Failed != nil {
@@ -187,6 +182,13 @@ func answer(w http.ResponseWriter, v any) {
 
 // call does one call to another node, bounded by IOTimeout. sent tells whether the node may have seen it.
 func (n *Node) call(ctx context.Context, node fsm.NodeID, method, path string, body []byte, out any) (bool, error) {
+	return n.callUpTo(ctx, node, method, path, body, maxAnswer, out)
+}
+
+// callUpTo is call for an answer of at most some bytes.
+func (n *Node) callUpTo(
+	ctx context.Context, node fsm.NodeID, method, path string, body []byte, most int64, out any,
+) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.IOTimeout)
 	defer cancel()
 	var connected atomic.Bool // not sent without a connection; with one, nobody knows
@@ -202,7 +204,7 @@ func (n *Node) call(ctx context.Context, node fsm.NodeID, method, path string, b
 		return connected.Load(), err
 	}
 	defer resp.Body.Close() //nolint:errcheck // read to its end or given up
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, most))
 	if err != nil {
 		return true, err
 	}

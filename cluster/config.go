@@ -133,6 +133,8 @@ func (c Config) raft(notify chan<- bool) *raft.Config {
 	rc.TrailingLogs = c.TrailingLogs
 	rc.ShutdownOnRemove = true
 	rc.NotifyCh = notify
+	// Proposals that wait share a write to the disk and a request to each peer.
+	rc.BatchApplyCh, rc.MaxAppendEntries = true, 256
 	rc.NoLegacyTelemetry = true
 	rc.Logger = newRaftLogger(c.Logger)
 	return rc

@@ -53,21 +53,40 @@ func newMachine(onFail func(error)) *machine {
 
 var (
 	_ raft.FSM                = (*machine)(nil)
+	_ raft.BatchingFSM        = (*machine)(nil)
 	_ raft.ConfigurationStore = (*machine)(nil)
 )
 
 // Apply implements raft.FSM.
-func (m *machine) Apply(l *raft.Log) any {
-	if b := m.broken.Load(); b != nil {
-		return applied{err: b.err}
+func (m *machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0] }
+
+// ApplyBatch implements raft.BatchingFSM: entries that were committed together become visible together, and who waits
+// for a change is woken once.
+func (m *machine) ApplyBatch(logs []*raft.Log) []any {
+	out := make([]any, len(logs))
+	state, last := m.view.Load().state, uint64(0)
+	for i, l := range logs {
+		if b := m.broken.Load(); b != nil {
+			out[i] = applied{err: b.err}
+			continue
+		}
+		if l.Type == raft.LogConfiguration { // see StoreConfiguration, which the library does not call with batches
+			last = l.Index
+			continue
+		}
+		cmd, err := m.decode(l.Data)
+		if err != nil {
+			out[i] = applied{err: m.stop(fmt.Errorf("%w at log index %d: %w", errBroken, l.Index, err))}
+			continue
+		}
+		var result fsm.Result
+		state, result = state.Apply(cmd)
+		out[i], last = applied{result: result}, l.Index
 	}
-	cmd, err := m.decode(l.Data)
-	if err != nil {
-		return applied{err: m.stop(fmt.Errorf("%w at log index %d: %w", errBroken, l.Index, err))}
+	if last != 0 {
+		m.publish(state, last, last)
 	}
-	state, result := m.view.Load().state.Apply(cmd)
-	m.publish(state, l.Index, l.Index)
-	return applied{result: result}
+	return out
 }
 
 // stop has the machine apply nothing from here on.

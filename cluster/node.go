@@ -49,6 +49,10 @@ type Node struct {
 
 	needs func(command []byte) int // fsm.Needs, but for tests
 
+	forward   *forwarder
+	positions rounds[uint64]   // asked of the leader
+	verified  rounds[struct{}] // by a majority, that this node leads
+
 	fresh      freshness
 	freshening chan struct{}      // closed when keepFresh has ended
 	stopFresh  context.CancelFunc // ends keepFresh
@@ -82,6 +86,8 @@ func open(cfg Config) (_ *Node, err error) {
 	}
 	n.life, n.endLife = context.WithCancel(context.Background())
 	n.needs = fsm.Needs
+	n.positions.n, n.positions.ask = n, n.askPosition
+	n.verified.n, n.verified.ask = n, n.askMajority
 	n.machine = newMachine(n.fail)
 	if cfg.decode != nil {
 		n.machine.decode = cfg.decode
@@ -97,6 +103,8 @@ func open(cfg Config) (_ *Node, err error) {
 			err = errors.Join(err, undo[i]())
 		}
 	}()
+	n.forward = newForwarder(n)
+	undo = append(undo, func() error { n.forward.stop(); return nil })
 	if err = os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -260,6 +268,7 @@ func (n *Node) close() error {
 	n.shutGate()
 	n.keep.Wait()
 	n.stopFresh()
+	n.forward.stop()
 	<-n.freshening
 	<-n.watching
 	n.drain()

@@ -44,8 +44,8 @@ func (n *Node) Linearizable(ctx context.Context) (*fsm.State, error) {
 	if fsm.Bug("stale-read") {
 		return n.State(), nil
 	}
-	if leader := n.elsewhere(); leader != "" {
-		position, err := n.positionAt(ctx, leader)
+	if n.elsewhere() != "" {
+		position, err := n.positions.join(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -71,7 +71,7 @@ func (n *Node) readHere(ctx context.Context) (*view, error) {
 		return nil, n.notLeader()
 	}
 	index := n.raft.CommitIndex()
-	if err := n.verifyLeader(ctx); err != nil {
+	if _, err := n.verified.join(ctx); err != nil {
 		return nil, err
 	}
 	if term != n.term.Load() || !n.IsLeader() {
@@ -93,27 +93,12 @@ func (n *Node) waitView(ctx context.Context, enough func(*view) bool) (*view, er
 	}
 }
 
-// verifyLeader asks a majority whether this node is still the leader.
-func (n *Node) verifyLeader(ctx context.Context) error {
-	if !n.enter() {
-		return errShuttingDown()
+// askMajority asks a majority whether this node is still the leader.
+func (n *Node) askMajority() (none struct{}, _ error) {
+	if err := n.raft.VerifyLeader().Error(); err != nil {
+		return none, fsm.Wrap(fsm.KindUnavailable, err, "this node is not the leader")
 	}
-	answer := make(chan error, 1)
-	go func() {
-		defer n.leave()
-		answer <- n.raft.VerifyLeader().Error()
-	}()
-	select {
-	case err := <-answer:
-		if err != nil {
-			return fsm.Wrap(fsm.KindUnavailable, err, "this node is not the leader")
-		}
-		return nil
-	case <-ctx.Done():
-		return fsm.Wrap(fsm.KindTimeout, ctx.Err(), "no answer in time from a majority of the nodes")
-	case <-n.stopped:
-		return errShuttingDown()
-	}
+	return none, nil
 }
 
 // wait waits for the view after v.

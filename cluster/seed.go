@@ -92,8 +92,8 @@ func (b *Backup) rehomed(members []Member) (*fsm.State, error) {
 	return b.state.Rehome(fsm.At(b.Header.MadeAt), ids)
 }
 
-// seed starts an empty log from the backup in the identity folder, where there is one. A log that is not empty must have
-// been started from that very backup: one that was not is another cluster's, and taking part with it would mix two
+// seed starts an empty log from the backup in the identity folder, where there is one. A log that is not empty must
+// have been started from that very backup: one that was not is another cluster's, and taking part with it would mix two
 // histories.
 func (n *Node) seed(logs raft.LogStore, snaps raft.SnapshotStore) error {
 	path := filepath.Join(n.cfg.Identity.dir, fileSeed)

@@ -4,8 +4,8 @@
 // iteration over Go maps, so that one log gives one state, byte for byte, on every node. Time comes from the
 // command's Now, identifiers from its proposer.
 //
-// A State never changes. Its fields are immutable trees (see tree.go) that share structure with their predecessors, so a
-// reader needs no lock, a snapshot is a pointer, and a refused command costs nothing. What a read returns shares
+// A State never changes. Its fields are immutable trees (see tree.go) that share structure with their predecessors, so
+// a reader needs no lock, a snapshot is a pointer, and a refused command costs nothing. What a read returns shares
 // memory with the state: callers must not write to its maps, slices and pointers.
 //
 // # Guarantees
@@ -31,6 +31,7 @@
 // # Not guaranteed
 //
 // Nothing here knows whether a node is alive, and nothing fails an intent by itself: the leader (MarkNode) and the
-// owners (Complete) propose that. A thing that is gone from here may still be on a node that is lost. Proposers' clocks may disagree, and Now may go back from one command to the next: retention
-// and timeouts are as good as those clocks.
+// owners (Complete) propose that. A thing that is gone from here may still be on a node that is lost. Proposers'
+// clocks may disagree, and Now may go back from one command to the next: retention and timeouts are as good as those
+// clocks.
 package fsm

@@ -3,15 +3,16 @@ package fsm
 import "cmp"
 
 // Level numbers what a program knows: commands, their versions and fields, and what they leave in the state. A program
-// knows all levels up to its own, which it says when it registers (Node.Level). Whoever adds a command, a version of one
-// or a field raises Level with the first such change after a release, and gives the addition that level in levels.
+// knows all levels up to its own, which it says when it registers (Node.Level). Whoever adds a command, a version of
+// one or a field raises Level with the first such change after a release, and gives the addition that level in levels.
 //
 //	1  the commands from PutOrg to Tick
 //	2  everything since
 //
-// Nothing of a level is proposed before every registered node has it (see State.Level): a cluster of old and new programs
-// goes on with what both know. A node that meets what it does not know all the same, in the log or in a snapshot, stops
-// and says so. RegisterNode must keep a form that the level before can read, for it is what raises the level.
+// Nothing of a level is proposed before every registered node has it (see State.Level): a cluster of old and new
+// programs goes on with what both know. A node that meets what it does not know all the same, in the log or in a
+// snapshot, stops and says so. RegisterNode must keep a form that the level before can read, for it is what raises the
+// level.
 const Level = 2
 
 // levels gives, for each command type, the level of each of its versions, the first for version 1. What is missing here
@@ -21,6 +22,7 @@ var levels = func() map[CommandType][]int {
 	for t := TypePutOrg; t <= TypeTick; t++ {
 		out[t] = []int{1}
 	}
+	out[TypePutOrg] = []int{1, 2}
 	for _, t := range []CommandType{TypePutOrg, TypeCreateSandbox, TypeRestoreSnapshot, TypeComplete} {
 		out[t] = []int{1, 2} // see versionOf
 	}

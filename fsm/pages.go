@@ -25,8 +25,8 @@ type SandboxQuery struct {
 	ByState bool
 }
 
-// ListSandboxes gives a page of an organization's sandboxes and how many there are on all pages. Where all are wanted in
-// the order of their creation, it takes no time in proportion to that; else it looks at each of the organization's.
+// ListSandboxes gives a page of an organization's sandboxes and how many there are on all pages. Where all are wanted
+// in the order of their creation, it takes no time in proportion to that; else it looks at each of the organization's.
 func (s *State) ListSandboxes(org OrgID, q SandboxQuery, p Page) (items []Sandbox, total int) {
 	var keep func(*Sandbox) bool
 	if q.State != "" {

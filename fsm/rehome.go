@@ -23,8 +23,8 @@ func (s *State) Size() Size {
 //   - What it was to create, restore, snapshot or change has failed, and the names are free. What it was to delete is
 //     gone.
 //   - Its sandboxes are stopped and say why; they can be deleted.
-//   - Its snapshots keep their names, for the data is where it was and the node may join again under its identity. Until
-//     then nothing restores from them.
+//   - Its snapshots keep their names, for the data is where it was and the node may join again under its identity.
+//     Until then nothing restores from them.
 //   - It is listed as lost; one that holds nothing is forgotten.
 func (s *State) Rehome(at Time, members []NodeID) (*State, error) {
 	var p problems

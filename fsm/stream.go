@@ -126,7 +126,8 @@ func readStream(r io.Reader) (*State, error) {
 	if err := sr.fill(magic); err != nil {
 		return nil, err
 	}
-	if kind := streamMagic[:len(streamMagic)-len("1\n")]; bytes.HasPrefix(magic, kind) && !bytes.Equal(magic, streamMagic) {
+	kind := streamMagic[:len(streamMagic)-len("1\n")]
+	if bytes.HasPrefix(magic, kind) && !bytes.Equal(magic, streamMagic) {
 		return nil, fmt.Errorf("%w: version %q", ErrUnknownState, bytes.TrimSpace(magic[len(kind):]))
 	}
 	if !bytes.Equal(magic, streamMagic) {

@@ -69,8 +69,8 @@ func TestStreamRoundTrip(t *testing.T) {
 }
 
 // TestGoldenState reads the states that this version and every older one wrote: later versions must read them, too, and
-// write them as they were. The newest is what is written now; whoever changes the format leaves it as it is and adds the
-// next.
+// write them as they were. The newest is what is written now; whoever changes the format leaves it as it is and adds
+// the next.
 func TestGoldenState(t *testing.T) {
 	var buf bytes.Buffer
 	_, err := fullWorld(t).s.WriteTo(&buf)

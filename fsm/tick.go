@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// maxTickRows bounds how many rows of a table one Tick drops: what comes after it in the log must not wait for long. The
-// next Tick goes on.
+// maxTickRows bounds how many rows of a table one Tick drops: what comes after it in the log must not wait for long.
+// The next Tick goes on.
 const maxTickRows = 5000
 
 // Due says what a Tick at now would do: how many sandboxes are beyond their timeout, which is how many IntentIDs it

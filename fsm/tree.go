@@ -162,7 +162,7 @@ func (t *tree[T]) without(key []byte) *tree[T] {
 	case root.count == 0:
 		return &tree[T]{}
 	}
-	for root.kids != nil && len(root.kids) == 1 {
+	for len(root.kids) == 1 {
 		root = root.kids[0]
 	}
 	return &tree[T]{root}
@@ -233,7 +233,8 @@ func splitLeaf[T any](keys []string, vals []*T) (left, right *treeNode[T]) {
 		return leaf(keys, vals), nil
 	}
 	mid := len(keys) / 2
-	return leaf(slices.Clone(keys[:mid]), slices.Clone(vals[:mid])), leaf(slices.Clone(keys[mid:]), slices.Clone(vals[mid:]))
+	return leaf(slices.Clone(keys[:mid]), slices.Clone(vals[:mid])),
+		leaf(slices.Clone(keys[mid:]), slices.Clone(vals[mid:]))
 }
 
 func splitInner[T any](keys []string, kids []*treeNode[T]) (left, right *treeNode[T]) {

@@ -56,7 +56,8 @@ func TestRespondAsync(t *testing.T) {
 	require.Equal(t, 201, done.status)
 	require.Equal(t, first.object(t)["id"], done.object(t)["id"])
 	require.Equal(t, "running", done.object(t)["state"])
-	require.Equal(t, 201, e.doAsync("/v1/sandbox/"+source+"/snapshot/create", `{"name":"cold"}`, respondAsync, "k2").status)
+	taken := e.doAsync("/v1/sandbox/"+source+"/snapshot/create", `{"name":"cold"}`, respondAsync, "k2")
+	require.Equal(t, 201, taken.status)
 	require.Equal(t, 409, e.doAsync(create, `{"template_name":"system/debian:bookworm"}`, respondAsync, "k1").status)
 	require.Equal(t, 400, e.doAsync(create, `{}`, respondAsync, "k4").status, "what is refused is not accepted")
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net/http"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -37,15 +36,16 @@ func TestBackupIsStreamed(t *testing.T) {
 	e := newEnv(t, func(c *Config) {
 		c.Backup = func(context.Context) (io.WriterTo, error) { return from, refusal }
 	})
-	get := func() (*http.Response, []byte) {
+	get := func() (int, []byte) {
 		t.Helper()
 		resp, err := e.admin.Get("http://admin/admin/v1/backup")
 		require.NoError(t, err)
-		return resp, readAll(t, resp)
+		defer resp.Body.Close()
+		return resp.StatusCode, readAll(t, resp)
 	}
 	from = parts{count: 400}
-	resp, body := get()
-	require.Equal(t, 200, resp.StatusCode)
+	status, body := get()
+	require.Equal(t, 200, status)
 	require.Len(t, body, 400*64<<10)
 
 	from = parts{count: 1, err: errors.New("broken off")}
@@ -54,7 +54,7 @@ func TestBackupIsStreamed(t *testing.T) {
 	require.Contains(t, e.logs.String(), "an answer was cut off")
 
 	refusal = fsm.Errorf(fsm.KindUnavailable, "no leader")
-	resp, _ = get()
-	require.Equal(t, 503, resp.StatusCode)
+	status, _ = get()
+	require.Equal(t, 503, status)
 	require.Equal(t, 404, e.do("GET", "/admin/v1/backup", nil).status, "not on the API's port")
 }

@@ -21,8 +21,9 @@ import (
 const backupPatience = 30 * time.Minute
 
 // keysHint is what a backup lacks, said wherever one is made or used.
-const keysHint = `Header values and other secrets are in it sealed: they are of use only with the cluster's secrets.json, which is not
-in the backup and has to be kept apart from it. Environment variables of sandboxes are in it in clear.`
+const keysHint = `Header values and other secrets are in it sealed: they are
+of use only with the cluster's secrets.json, which is not in the backup and has to be kept apart from it. Environment
+variables of sandboxes are in it in clear.`
 
 func clusterBackup(env cli.Env) *cobra.Command {
 	var data, socket string

@@ -181,8 +181,8 @@ func requireStale(t *testing.T, n *node, atLeast time.Duration) {
 }
 
 // TestBackupAndRestore takes a backup through a follower of a cluster with a snapshot, and starts a new cluster from it
-// on two of the three hosts, whose data folders have lost their logs: the snapshot of a host that is there restores, and
-// of the host that is not, what it had is told as it is.
+// on two of the three hosts, whose data folders have lost their logs: the snapshot of a host that is there restores,
+// and of the host that is not, what it had is told as it is.
 func TestBackupAndRestore(t *testing.T) {
 	c := newCluster(t)
 	owner := c.others(c.leader(c.nodes...))[0]
@@ -210,7 +210,8 @@ func TestBackupAndRestore(t *testing.T) {
 		ip, _, _ := strings.Cut(n.addr, ":")
 		members = append(members, n.args[1]+"="+ip+":7071")
 	}
-	run(t, program, "cluster", "restore", file, "--dir", pki, "--nodes", strings.Join(members, ","), "--secrets-from", owner.cluster)
+	run(t, program, "cluster", "restore", file, "--dir", pki, "--nodes", strings.Join(members, ","),
+		"--secrets-from", owner.cluster)
 	for _, n := range left {
 		n.cluster = filepath.Join(pki, n.args[1])
 		n.launch()

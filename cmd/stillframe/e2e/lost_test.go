@@ -108,8 +108,8 @@ func TestOwnerLost(t *testing.T) {
 	c.agree()
 }
 
-// TestOwnerStopped stops an owner's process in the middle of a snapshot, for longer than its lease, and lets it go on: it
-// has noticed nothing, and still obeys.
+// TestOwnerStopped stops an owner's process in the middle of a snapshot, for longer than its lease, and lets it go on:
+// it has noticed nothing, and still obeys.
 func TestOwnerStopped(t *testing.T) {
 	c := newCluster(t, "--node-lease", lease)
 	owner := c.others(c.leader(c.nodes...))[0]
