@@ -76,8 +76,8 @@ func (s *supervision) ask(ctx context.Context) {
 // minAnswerTime is what a node is given to answer at the least, on a machine that is busy with guests.
 const minAnswerTime = 500 * time.Millisecond
 
-// note takes an answer, or that there was none. A node whose state machine neither is where the leader's was a round ago
-// nor moves is not there for what the log asks of it, whatever it answers.
+// note takes an answer, or that there was none. A node whose state machine neither is where the leader's was a round
+// ago nor moves is not there for what the log asks of it, whatever it answers.
 func (c *contact) note(s Status, answered bool, behind uint64) {
 	moved := s.Position > c.position
 	if answered {

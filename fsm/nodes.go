@@ -33,8 +33,8 @@ type PutMember struct {
 	Addr string `codec:"a"` // host:port for other nodes
 }
 
-// RemoveNode ends a node's membership for good: its id is never taken in again. One that holds sandboxes or snapshots is
-// removed with Force only, and they are gone with it. Repeating it changes nothing.
+// RemoveNode ends a node's membership for good: its id is never taken in again. One that holds sandboxes or snapshots
+// is removed with Force only, and they are gone with it. Repeating it changes nothing.
 type RemoveNode struct {
 	Now   Time   `codec:"now"`
 	Node  NodeID `codec:"id"`

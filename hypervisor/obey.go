@@ -23,8 +23,8 @@ type job struct {
 }
 
 // begin makes an intent a job of this node, unless it is one, or another job is about the same sandbox or snapshot: an
-// intent that was superseded may still be undone when the next one on its sandbox is there, and two at once would resume
-// what the other has paused.
+// intent that was superseded may still be undone when the next one on its sandbox is there, and two at once would
+// resume what the other has paused.
 func (o *Owner) begin(ctx context.Context, in fsm.Intent) (context.Context, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -182,8 +182,8 @@ func (o *Owner) occupied(sandbox fsm.SandboxID, snapshot fsm.SnapshotID) bool {
 	return false
 }
 
-// watchEpoch starts comeBack, in a goroutine of its own, when the log says that this node was away: its epoch has moved.
-// Only one runs at a time; where it could not do everything it is started again at the next change.
+// watchEpoch starts comeBack, in a goroutine of its own, when the log says that this node was away: its epoch has
+// moved. Only one runs at a time; where it could not do everything it is started again at the next change.
 func (o *Owner) watchEpoch(ctx context.Context, state *fsm.State) {
 	self, ok := state.Node(o.cfg.Node)
 	if !ok || self.Lost() || self.Removed() {

@@ -108,8 +108,8 @@ func TestOwnerLost(t *testing.T) {
 	c.agree()
 }
 
-// TestOwnerStopped stops an owner's process in the middle of a snapshot, for longer than its lease, and lets it go on: it
-// has noticed nothing, and still obeys.
+// TestOwnerStopped stops an owner's process in the middle of a snapshot, for longer than its lease, and lets it go on:
+// it has noticed nothing, and still obeys.
 func TestOwnerStopped(t *testing.T) {
 	c := newCluster(t, "--node-lease", lease)
 	owner := c.others(c.leader(c.nodes...))[0]
@@ -129,7 +129,9 @@ func TestOwnerStopped(t *testing.T) {
 	cont()
 	third.awaitSandbox(g.id, "it is there again", func(sb client.Sandbox) bool { return !sb.NodeUnreachable })
 	owner.eventually("what was deleted is gone", func() bool { return owner.gone(doomed.id) })
-	owner.eventually("what was superseded is undone", func() bool { return len(names(owner, filepath.Join(owner.dir, "snapshots"))) == 0 })
+	owner.eventually("what was superseded is undone", func() bool {
+		return len(names(owner, filepath.Join(owner.dir, "snapshots"))) == 0
+	})
 	g.requireRuns()
 	_, err := third.api.CreateSnapshot(within(t), g.id, client.CreateSnapshot{Name: "after"})
 	require.NoError(t, err, owner.output())

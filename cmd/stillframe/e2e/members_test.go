@@ -36,7 +36,8 @@ func (c *several) add(name string) *node {
 	return n
 }
 
-// TestDrainAndTransfer drains a node that leads and owns: it neither leads nor owns afterwards, and what ran there is kept.
+// TestDrainAndTransfer drains a node that leads and owns: it neither leads nor owns afterwards, and what ran there is
+// kept.
 func TestDrainAndTransfer(t *testing.T) {
 	c := newCluster(t, "--node-lease", lease)
 	owner := c.nodes[0]
@@ -60,7 +61,9 @@ func TestDrainAndTransfer(t *testing.T) {
 	}
 
 	owner.operate("drain", owner.name(), "--undo")
-	back, err := other.api.RestoreSnapshot(within(t), client.RestoreSnapshot{SnapshotName: "drained-" + g.id, Timeout: 3600})
+	back, err := other.api.RestoreSnapshot(within(t), client.RestoreSnapshot{
+		SnapshotName: "drained-" + g.id, Timeout: 3600,
+	})
 	require.NoError(t, err, owner.output())
 	require.Equal(t, g.memory, other.exec(back.ID, "cat /dev/shm/nonce"), "it goes on from where it was")
 	c.agree()
@@ -117,7 +120,8 @@ func TestLeaderStopped(t *testing.T) {
 	require.NoError(t, old.cmd.Process.Signal(syscall.SIGSTOP))
 	cont := func() { _ = old.cmd.Process.Signal(syscall.SIGCONT) }
 	t.Cleanup(cont)
-	_, err := others[0].admin().CreateOrg(soon(t), "stopped") // unknown, unavailable, or with the next leader: never a hang
+	// Unknown, unavailable, or done with the next leader: never a hang.
+	_, err := others[0].admin().CreateOrg(soon(t), "stopped")
 	if err != nil {
 		requireUnavailable(t, err)
 	}
