@@ -21,7 +21,7 @@ FUZZTIME      ?= 20s
 GOLANGCI_VERSION    := v2.15.0
 GOVULNCHECK_VERSION := v1.9.0
 
-.PHONY: help setup build demo client cluster cluster-down test bench egress lab fuzz lint vuln clean
+.PHONY: help setup build demo client cluster cluster-down test chaos chaos-bugs model bench egress lab fuzz lint vuln clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,20 @@ test: setup ## Run all tests, with the race detector, on real virtual machines
 	go vet ./...
 	go build -race ./...
 	go test -race -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) ./...
+
+chaos: setup ## Run a cluster under faults and judge what is left: SEED=, DURATION= (2m), NODES= (3 or 5), CHAOS_FLAGS=
+	@mkdir -p build/chaos
+	go build -o build/chaos/chaos ./deploy/chaos
+	build/chaos/chaos $(if $(SEED),-seed $(SEED)) -duration $(or $(DURATION),2m) -nodes $(or $(NODES),3) $(CHAOS_FLAGS)
+
+chaos-bugs: setup ## Prove that model and chaos test find deliberate bugs (some 12 minutes)
+	@mkdir -p build/chaos
+	go test -tags bugs -run '^TestModelFindsBugsOfTheProgram$$' ./hypervisor
+	go build -o build/chaos/chaos ./deploy/chaos
+	build/chaos/chaos -bugs $(if $(SEED),-seed $(SEED))
+
+model: ## Explore larger models of the intent protocol than "make test" does (some minutes)
+	go test -tags deep -run '^TestModelDeep$$' -timeout 60m -v ./hypervisor
 
 bench: setup ## Measure against the raw VMM: a table, and build/bench.json (some 15 minutes)
 	build/stillframe-bench $(BENCH_FLAGS)

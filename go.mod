@@ -22,7 +22,10 @@ require (
 	golang.org/x/time v0.16.0
 )
 
-require github.com/hashicorp/go-immutable-radix v1.3.1 // indirect
+require (
+	github.com/anishathalye/porcupine v1.3.1
+	github.com/hashicorp/go-immutable-radix v1.3.1 // indirect
+)
 
 require (
 	github.com/andybalholm/brotli v1.1.0 // indirect

@@ -171,7 +171,8 @@ func reserveLog(path string) error {
 }
 
 // prepare takes in a backup that the node is to start from, writes the first membership of a sole voter into an empty
-// log, and finds out whether the node may vote. Where there are to be several, they look for each other first: see found.
+// log, and finds out whether the node may vote. Where there are to be several, they look for each other first: see
+// found.
 func (n *Node) prepare(rc *raft.Config, logs raft.LogStore, snaps raft.SnapshotStore) error {
 	blank, err := emptyLog(logs, snaps)
 	if err != nil {

@@ -30,22 +30,20 @@ var handle = func() *codec.MsgpackHandle {
 	return h
 }()
 
-// decoders holds, for each command type, the decoders of its versions, the first for version 1. Encode writes the last
-// one. An entry is never removed or changed: logs written by older programs stay readable. A field that is left out
-// when empty may be added without a new version: what does not use it stays as it was, and a program that does not
-// know it refuses what does.
+// decoders holds, for each command type, the decoders of its versions, the first for version 1. Encode writes the one
+// that versionOf gives. An entry is never removed or changed: logs written by older programs stay readable.
 var decoders = map[CommandType][]func([]byte) (Command, error){
-	TypePutOrg:          {decodeAs[PutOrg]},
+	TypePutOrg:          {decodeAs[PutOrg], decodeAs[PutOrg]},
 	TypePutKey:          {decodeAs[PutKey]},
 	TypeRevokeKey:       {decodeAs[RevokeKey]},
 	TypeRegisterNode:    {decodeAs[RegisterNode]},
 	TypePutTemplate:     {decodeAs[PutTemplate]},
-	TypeCreateSandbox:   {decodeAs[CreateSandbox]},
-	TypeRestoreSnapshot: {decodeAs[RestoreSnapshot]},
+	TypeCreateSandbox:   {decodeAs[CreateSandbox], decodeAs[CreateSandbox]},
+	TypeRestoreSnapshot: {decodeAs[RestoreSnapshot], decodeAs[RestoreSnapshot]},
 	TypeCreateSnapshot:  {decodeAs[CreateSnapshot]},
 	TypeDeleteSandbox:   {decodeAs[DeleteSandbox]},
 	TypeDeleteSnapshot:  {decodeAs[DeleteSnapshot]},
-	TypeComplete:        {decodeAs[Complete]},
+	TypeComplete:        {decodeAs[Complete], decodeAs[Complete]},
 	TypeReportStopped:   {decodeAs[ReportStopped]},
 	TypeBeginRequest:    {decodeAs[BeginRequest]},
 	TypeFinishRequest:   {decodeAs[FinishRequest]},
@@ -76,8 +74,28 @@ func Encode(cmd Command) ([]byte, error) {
 		return nil, Errorf(KindTooLarge, "the request takes %d bytes in the log; the most is %d", n, MaxCommandBytes)
 	}
 	out := make([]byte, 0, envelopeBytes+len(body))
-	out = append(out, envelopeFormat, byte(typ), byte(len(decoders[typ])))
+	out = append(out, envelopeFormat, byte(typ), versionOf(cmd))
 	return append(out, body...), nil
+}
+
+// versionOf is the version that a command is written in: 1 unless it says something that programs of the first level do
+// not know. So a cluster that is being upgraded goes on with all that its oldest member knows.
+func versionOf(cmd Command) byte {
+	newer := false
+	switch c := cmd.(type) {
+	case PutOrg:
+		newer = c.Org.MaxRequests != 0
+	case CreateSandbox:
+		newer = len(c.CA) > 0
+	case RestoreSnapshot:
+		newer = len(c.CA) > 0
+	case Complete:
+		newer = c.PolicyFellBack
+	}
+	if newer {
+		return 2
+	}
+	return 1
 }
 
 // Decode reads what Encode wrote, of this or an older version. Every error is an ErrUnknownCommand.

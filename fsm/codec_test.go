@@ -158,7 +158,7 @@ func TestDecodeRejects(t *testing.T) {
 		"type zero":      with(1, 0),
 		"unknown type":   with(1, 200),
 		"version zero":   with(2, 0),
-		"newer version":  with(2, 2),
+		"newer version":  with(2, 3),
 		"cut short":      good[:len(good)-1],
 		"garbage behind": append(bytes.Clone(good), 0),
 		"other body":     with(1, byte(TypeTick)),

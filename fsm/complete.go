@@ -13,7 +13,7 @@ func (d *draft) applyComplete(c Complete) (Intent, *Error) {
 	if !ok {
 		return Intent{}, Errorf(KindSuperseded, "intent %s is gone", c.Intent)
 	}
-	if in.State != IntentOpen || in.Owner != c.Owner || in.Epoch != c.Epoch {
+	if (in.State != IntentOpen || in.Owner != c.Owner || in.Epoch != c.Epoch) && !Bug("no-fence") {
 		return in, Errorf(KindSuperseded, "intent %s is %s for node %s at epoch %d, not open for %s at %d",
 			in.ID, in.State, in.Owner, in.Epoch, c.Owner, c.Epoch)
 	}

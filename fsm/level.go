@@ -21,6 +21,9 @@ var levels = func() map[CommandType][]int {
 	for t := TypePutOrg; t <= TypeTick; t++ {
 		out[t] = []int{1}
 	}
+	for _, t := range []CommandType{TypePutOrg, TypeCreateSandbox, TypeRestoreSnapshot, TypeComplete} {
+		out[t] = []int{1, 2} // see versionOf
+	}
 	return out
 }()
 

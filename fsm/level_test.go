@@ -92,3 +92,23 @@ func sealed(parts ...[]byte) []byte {
 	sum := sha256.Sum256(body)
 	return append(body, sum[:]...)
 }
+
+// What an older program knows is written as it knows it; what it does not know needs more than its level.
+func TestFieldsOfALaterLevel(t *testing.T) {
+	for _, cmd := range []Command{
+		PutOrg{Now: t0, Org: Org{MaxRequests: 1}}, CreateSandbox{Now: t0, CA: []byte("ca")},
+		RestoreSnapshot{Now: t0, CA: []byte("ca")}, Complete{Now: t0, PolicyFellBack: true},
+	} {
+		b, err := Encode(cmd)
+		require.NoError(t, err)
+		require.Equal(t, 2, Needs(b), "%T", cmd)
+		b, err = Encode(zeroOf(cmd))
+		require.NoError(t, err)
+		require.Equal(t, 1, Needs(b), "%T", cmd)
+	}
+	for _, cmd := range []Command{SetNetworkPolicy{}, Reseal{}, SetOrgLimits{}} {
+		b, err := Encode(cmd)
+		require.NoError(t, err)
+		require.Equal(t, 2, Needs(b), "%T", cmd)
+	}
+}

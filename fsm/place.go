@@ -80,7 +80,45 @@ func (c unfitCounts) String() string {
 	return out.String()
 }
 
-// placeOn checks that a certain node takes a new sandbox, for one whose data only that node holds.
+// levelRestoreElsewhere is the level (see Level) of programs that restore a snapshot on a node which does not hold its
+// data. A cluster with an older one in it restores where the data is: all nodes must place alike.
+const levelRestoreElsewhere = 2
+
+// placeRestore chooses the node that restores a snapshot: the one that holds the data, and where that takes no sandbox
+// or has no room, the one with the most free memory among those that could have written the data themselves and can
+// have it from the holder.
+func (s *State) placeRestore(sn Snapshot) (NodeID, *Error) {
+	need := Capacity{VCPU: sn.VCPU, MemoryMiB: sn.MemoryMiB, DiskMiB: sn.DiskMiB}
+	atHome := s.placeOn(sn.Owner, need)
+	if atHome == nil {
+		return sn.Owner, nil
+	}
+	if holder, ok := s.Node(sn.Owner); !ok || holder.Lost() || s.Level() < levelRestoreElsewhere {
+		return "", atHome
+	}
+	var best Node
+	var bestFree Capacity
+	for _, n := range s.Nodes() {
+		if n.unfit(sn.Manifest.TemplateDigest) != "" || !n.restores(*sn.Manifest) {
+			continue
+		}
+		if free := s.free(n); fits(need, free) && (best.ID == "" || free.MemoryMiB > bestFree.MemoryMiB) {
+			best, bestFree = n, free
+		}
+	}
+	if best.ID == "" {
+		return "", Errorf(KindUnavailable, "%s; and no other node that has the template, the same VMM and the same CPU "+
+			"features has room", atHome.Message)
+	}
+	return best.ID, nil
+}
+
+// restores tells whether a node's VMM understands the data: the version that wrote it, on a CPU with the same features.
+func (n Node) restores(m Manifest) bool {
+	return n.VMM == m.VMM && n.VMMVersion == m.VMMVersion && n.CPUFingerprint == m.CPUFingerprint
+}
+
+// placeOn checks that the node that holds a snapshot's data takes a new sandbox.
 func (s *State) placeOn(id NodeID, need Capacity) *Error {
 	n, ok := s.Node(id)
 	switch {

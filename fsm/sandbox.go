@@ -54,7 +54,8 @@ func (d *draft) restoreSnapshot(c RestoreSnapshot) (Intent, *Error) {
 	if err := d.roomForSandbox(c.Org, c.Sandbox, c.Intent); err != nil {
 		return Intent{}, err
 	}
-	if err := d.placeOn(sn.Owner, Capacity{VCPU: sn.VCPU, MemoryMiB: sn.MemoryMiB, DiskMiB: sn.DiskMiB}); err != nil {
+	owner, err := d.placeRestore(sn)
+	if err != nil {
 		return Intent{}, err
 	}
 	policy := c.NetworkPolicy
@@ -69,7 +70,7 @@ func (d *draft) restoreSnapshot(c RestoreSnapshot) (Intent, *Error) {
 		ID: c.Sandbox, Org: c.Org, Template: sn.Template, TemplateName: sn.TemplateName,
 		TemplateDigest: sn.Manifest.TemplateDigest, Snapshot: sn.ID,
 		VCPU: sn.VCPU, MemoryMiB: sn.MemoryMiB, DiskMiB: sn.DiskMiB, TimeoutSec: c.TimeoutSec, AutoPause: c.AutoPause,
-		EnvVars: sn.EnvVars, NetworkPolicy: policy, CA: ca, Owner: sn.Owner,
+		EnvVars: sn.EnvVars, NetworkPolicy: policy, CA: ca, Owner: owner,
 	}), nil
 }
 

@@ -271,3 +271,51 @@ func TestDeleteSnapshot(t *testing.T) {
 	require.Equal(t, SandboxRunning, w.sandbox("sbx-1").State)
 	require.Equal(t, Capacity{VCPU: 1, MemoryMiB: 1024, DiskMiB: 10240}, w.s.Used("node-1"))
 }
+
+// TestRestoreElsewhere: the holder of the data first, then the freest of those that understand it, as long as every
+// program in the cluster knows of it.
+func TestRestoreElsewhere(t *testing.T) {
+	w := newWorld(t)
+	mf := testManifest
+	node := func(id NodeID, change func(*Node)) {
+		t.Helper()
+		n := Node{
+			ID: id, Name: "name of " + string(id), Level: levelRestoreElsewhere, VMM: mf.VMM, VMMVersion: mf.VMMVersion,
+			CPUFingerprint: mf.CPUFingerprint, Templates: []string{mf.TemplateDigest},
+			Capacity: Capacity{VCPU: 8, MemoryMiB: 1 << 20, DiskMiB: 1 << 20},
+		}
+		if change != nil {
+			change(&n)
+		}
+		w.ok(RegisterNode{Now: w.now, Node: n})
+	}
+	full := func(n *Node) { n.Capacity = Capacity{VCPU: 2, MemoryMiB: 2048, DiskMiB: 20480} }
+	node("node-1", full)
+	w.running("sbx-1")
+	w.done(w.ok(w.snap("sbx-1", "snap-1", "base")).Intent, &mf)
+	w.refused(w.restore("base", "sbx-2"), KindUnavailable, "node name of node-1, which holds the data, has no room")
+
+	// Each of these lacks one thing.
+	node("node-2", func(n *Node) { n.VMMVersion += "x" })
+	node("node-3", func(n *Node) { n.CPUFingerprint += "x" })
+	node("node-4", func(n *Node) { n.Templates = []string{"sha256:other"} })
+	node("node-5", func(n *Node) { n.Capacity.MemoryMiB = 1 })
+	node("node-6", func(n *Node) { n.VMM += "x" })
+	w.refused(w.restore("base", "sbx-2"), KindUnavailable, "and no other node that has the template, the same VMM")
+
+	node("node-7", func(n *Node) { n.Capacity.MemoryMiB = 1 << 19 })
+	node("node-8", nil)
+	w.done(w.ok(w.restore("base", "sbx-2")).Intent, nil)
+	require.Equal(t, NodeID("node-8"), w.sandbox("sbx-2").Owner, "the freest")
+	w.refused(DeleteSnapshot{Now: w.now, Intent: "int-del", Org: "org-a", Snapshot: "snap-1"}, KindConflict, "in use")
+
+	node("node-1", nil)
+	w.ok(w.restore("base", "sbx-3"))
+	require.Equal(t, NodeID("node-1"), w.sandbox("sbx-3").Owner, "at home where there is room")
+
+	node("node-1", full)
+	node("node-9", func(n *Node) { n.Level = levelRestoreElsewhere - 1 })
+	w.refused(w.restore("base", "sbx-4"), KindUnavailable, "node name of node-1, which holds the data, has no room")
+	node("node-9", nil)
+	w.ok(w.restore("base", "sbx-4"))
+}

@@ -206,7 +206,7 @@ type Snapshot struct {
 	NetworkPolicy *NetworkPolicy    `codec:"np,omitempty"` // the sandbox's at that instant
 	CA            []byte            `codec:"ca,omitempty"` // the sandbox's
 	State         SnapshotState     `codec:"s"`
-	Owner         NodeID            `codec:"ow"` // the node that holds the data
+	Owner         NodeID            `codec:"ow"` // the node that holds the data; others may have copies
 	Epoch         uint64            `codec:"ep"`
 	// Intent is the open intent on this snapshot; empty exactly when State is ready.
 	Intent    IntentID  `codec:"in,omitempty"`

@@ -23,7 +23,7 @@ func TestSandboxLifecycle(t *testing.T) {
 	require.EqualValues(t, 10240, sb["disk"])
 	require.EqualValues(t, 600, sb["timeout"])
 	require.Equal(t, false, sb["auto_pause"])
-	require.Equal(t, "isolated", sb["network_status"])
+	require.Equal(t, "enforced", sb["network_status"])
 	require.Equal(t, map[string]any{"A": "b"}, sb["env_vars"])
 	require.NotContains(t, sb, "network_policy")
 	require.NotContains(t, sb, "warnings")

@@ -43,8 +43,7 @@ type Config struct {
 	NewID           func(prefix string) string // nil: NewID
 	NewSnapshotName func() string              // nil: NewSnapshotName
 
-	DefaultDiskMiB int64  // of a new sandbox; 0: 10240
-	NetworkStatus  string // see Sandbox.NetworkStatus; empty: "isolated"
+	DefaultDiskMiB int64 // of a new sandbox; 0: 10240
 
 	Limits Limits
 }
@@ -68,7 +67,6 @@ type Limits struct {
 
 func (c Config) withDefaults() Config {
 	setDefault(&c.DefaultDiskMiB, 10240)
-	setDefault(&c.NetworkStatus, "isolated")
 	setDefault(&c.Limits.Body, 10<<20)
 	setDefault(&c.Limits.JSON, 1<<20)
 	setDefault(&c.Limits.Header, 16<<10)

@@ -50,7 +50,8 @@ const testNode = fsm.NodeID("node-1")
 func newMemLog(t *testing.T) *memLog {
 	l := &memLog{state: fsm.New(), changed: make(chan struct{}), outcome: done}
 	l.must(t, fsm.RegisterNode{Now: now(), Node: fsm.Node{
-		ID: testNode, Name: "one", Capacity: fsm.Capacity{VCPU: 10000, MemoryMiB: 1 << 30, DiskMiB: 1 << 30},
+		ID: testNode, Name: "one", Level: fsm.Level,
+		Capacity: fsm.Capacity{VCPU: 10000, MemoryMiB: 1 << 30, DiskMiB: 1 << 30},
 	}})
 	l.must(t, fsm.PutTemplate{Now: now(), Template: fsm.Template{
 		ID: "tpl-debian", Name: "system/debian:bookworm", Digest: "sha256:00",

@@ -40,6 +40,7 @@ func TestSetPolicy(t *testing.T) {
 	require.Equal(t, shown, clone.object(t)["network_policy"])
 	source, _ := e.log.State().Sandbox(fsm.SandboxID(id))
 	restored, _ := e.log.State().Sandbox(fsm.SandboxID(clone.text(t, "id")))
+	require.NotEmpty(t, source.CA)
 	require.Equal(t, source.CA, restored.CA, "a restored process goes on trusting")
 	opened, err := e.secrets.OpenPolicy(e.org.ID, restored.NetworkPolicy)
 	require.NoError(t, err)
@@ -112,7 +113,7 @@ func TestPolicyUnderWay(t *testing.T) {
 	again := e.keyed("PUT", "/v1/sandbox/"+id+"/network-policy", custom, "k")
 	require.Equal(t, 200, again.status)
 	require.Equal(t, "true", again.header.Get(replayedHeader))
-	require.Equal(t, "isolated", e.do("GET", "/v1/sandbox/"+id, nil).object(t)["network_status"])
+	require.Equal(t, "enforced", e.do("GET", "/v1/sandbox/"+id, nil).object(t)["network_status"])
 }
 
 // A replacement that failed leaves what GET then shows, also when that is nothing at all.
@@ -128,7 +129,7 @@ func TestPolicyFailures(t *testing.T) {
 	require.Equal(t, "no rules today", resp.message(t))
 	sb := e.do("GET", "/v1/sandbox/"+id, nil).object(t)
 	require.Equal(t, before, sb["network_policy"])
-	require.Equal(t, "isolated", sb["network_status"])
+	require.Equal(t, "enforced", sb["network_status"])
 
 	e.log.set(func() {
 		e.log.outcome = func(fsm.Intent) *fsm.Complete {
@@ -232,4 +233,21 @@ func TestPolicyQuestionsThatCannotBeAnswered(t *testing.T) {
 	e.log.must(t, fsm.ReportStopped{Now: now(), Sandbox: sb.ID, Owner: sb.Owner, Epoch: sb.Epoch, Reason: "gone"})
 	require.Equal(t, http.StatusConflict, e.do("GET", "/v1/sandbox/"+id+"/network-policy/log", nil).status)
 	require.Equal(t, http.StatusConflict, e.setPolicy(id, custom).status)
+}
+
+// While an older program is a member, nothing is proposed that it would stop at.
+func TestNoCABesideOlderPrograms(t *testing.T) {
+	e := newEnv(t)
+	older := fsm.Node{ID: "node-old", Name: "old"}
+	e.log.must(t, fsm.RegisterNode{Now: now(), Node: older})
+	made := func() fsm.Sandbox {
+		id := e.sandbox()
+		sb, ok := e.log.State().Sandbox(fsm.SandboxID(id))
+		require.True(t, ok)
+		return sb
+	}
+	require.Empty(t, made().CA)
+	older.Level = fsm.Level
+	e.log.must(t, fsm.RegisterNode{Now: now(), Node: older})
+	require.NotEmpty(t, made().CA)
 }

@@ -63,7 +63,7 @@ func TestRestoreWithAutoPauseAndCustomPolicy(t *testing.T) {
 	require.Equal(t, 201, resp.status, "%s", resp.body)
 	sb := resp.object(t)
 	require.Equal(t, true, sb["auto_pause"])
-	require.Equal(t, "isolated", sb["network_status"])
+	require.Equal(t, "enforced", sb["network_status"])
 	require.Equal(t, []any{warnAutoPause}, sb["warnings"])
 }
 

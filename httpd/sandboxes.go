@@ -45,7 +45,7 @@ func (s *Server) createSandbox(c *call) (reply, error) {
 	if cmd.NetworkPolicy, err = s.seal(c, cmd.NetworkPolicy, &cmd.Request); err != nil {
 		return reply{}, err
 	}
-	if cmd.CA, err = s.cfg.Secrets.NewCA(c.org.ID); err != nil {
+	if cmd.CA, err = s.newCA(c); err != nil {
 		return reply{}, err
 	}
 	cmd.Now, cmd.Intent, cmd.Sandbox = s.now(), s.newIntent(), fsm.SandboxID(s.cfg.NewID("sbx"))
@@ -58,6 +58,18 @@ func (s *Server) createSandbox(c *call) (reply, error) {
 	}
 	return s.sandboxReply(http.StatusCreated, intent)
 }
+
+// newCA makes the CA of a new sandbox; none while an older program in the cluster would not know what to do with it: such
+// a sandbox can have no transforms.
+func (s *Server) newCA(c *call) ([]byte, error) {
+	if s.log.State().Level() < caLevel {
+		return nil, nil
+	}
+	return s.cfg.Secrets.NewCA(c.org.ID)
+}
+
+// caLevel is the fsm.Level from which on sandboxes have CAs.
+const caLevel = 2
 
 func (s *Server) newIntent() fsm.IntentID { return fsm.IntentID(s.cfg.NewID("int")) }
 

@@ -69,7 +69,7 @@ func (s *Server) restoreSnapshot(c *call) (reply, error) {
 	}
 	// One of an older version has no CA of its own, or this node does not know it yet.
 	if sn, ok := s.log.State().SnapshotByName(c.org.ID, name); !ok || len(sn.CA) == 0 {
-		if cmd.CA, err = s.cfg.Secrets.NewCA(c.org.ID); err != nil {
+		if cmd.CA, err = s.newCA(c); err != nil {
 			return reply{}, err
 		}
 	}

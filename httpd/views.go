@@ -40,9 +40,9 @@ type Sandbox struct {
 	AutoPause       bool               `json:"auto_pause"`
 	EnvVars         map[string]string  `json:"env_vars,omitempty"`
 	NetworkPolicy   *fsm.NetworkPolicy `json:"network_policy,omitempty"`
-	// NetworkStatus says how NetworkPolicy relates to what the network can reach now: "isolated" is nothing outside,
-	// whatever the policy; "changing" that another policy is being put in force; "denied" that nothing is let through,
-	// for which NetworkNote has the reason.
+	// NetworkStatus says how NetworkPolicy relates to what the network can reach now: "enforced" that it is in force;
+	// "isolated" that nothing is reached, for the VM does not run; "changing" that another policy is being put in force;
+	// "denied" that nothing is let through, for which NetworkNote has the reason.
 	NetworkStatus string         `json:"network_status"`
 	NetworkNote   string         `json:"network_note,omitempty"`
 	SnapshotID    fsm.SnapshotID `json:"snapshot_id,omitempty"` // restored from this one
@@ -61,7 +61,7 @@ func (s *Server) sandboxView(sb fsm.Sandbox) Sandbox {
 	v := Sandbox{
 		ID: sb.ID, TemplateID: sb.Template, TemplateName: sb.TemplateName, VCPU: sb.VCPU, Memory: sb.MemoryMiB,
 		Disk: sb.DiskMiB, Timeout: sb.TimeoutSec, State: sb.State, StateReason: sb.StateReason, AutoPause: sb.AutoPause,
-		EnvVars: sb.EnvVars, NetworkPolicy: redactPolicy(sb.NetworkPolicy), NetworkStatus: s.networkStatus(sb),
+		EnvVars: sb.EnvVars, NetworkPolicy: redactPolicy(sb.NetworkPolicy), NetworkStatus: networkStatus(sb),
 		NetworkNote: sb.PolicyNote,
 		SnapshotID:  sb.Snapshot, PodID: sb.Owner, TimeoutAt: unixView(sb.TimeoutAt), CreatedAt: timeView(sb.CreatedAt),
 		UpdatedAt: timeView(sb.UpdatedAt),
@@ -76,14 +76,16 @@ func (s *Server) sandboxView(sb fsm.Sandbox) Sandbox {
 }
 
 // networkStatus says how the policy that is shown relates to what the sandbox can reach now.
-func (s *Server) networkStatus(sb fsm.Sandbox) string {
+func networkStatus(sb fsm.Sandbox) string {
 	switch {
+	case sb.State != fsm.SandboxRunning && sb.State != fsm.SandboxSnapshotting:
+		return "isolated"
 	case sb.State == fsm.SandboxRunning && sb.Intent != "":
 		return "changing"
 	case sb.PolicyNote != "":
 		return "denied"
 	}
-	return s.cfg.NetworkStatus
+	return "enforced"
 }
 
 // sandboxItem is a sandbox in a list.

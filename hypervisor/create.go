@@ -25,25 +25,29 @@ type birth struct {
 	m     *machine
 }
 
+// newBirth gives a birth that can be undone, also where it gives an error.
 func (o *Owner) newBirth(in fsm.Intent) (*birth, error) {
+	b := &birth{o: o, sb: fsm.Sandbox{ID: in.Sandbox}, in: in, files: machineFiles{o.sandboxDir(in.Sandbox)}}
 	sb, ok := o.cfg.Log.State().Sandbox(in.Sandbox)
 	if !ok {
-		return nil, fsm.Errorf(fsm.KindInternal, "intent %s is for sandbox %s, which is not there", in.ID, in.Sandbox)
+		return b, fsm.Errorf(fsm.KindInternal, "intent %s is for sandbox %s, which is not there", in.ID, in.Sandbox)
 	}
+	b.sb = sb
 	if o.cfg.Networks == nil {
-		return nil, o.noNetworks()
+		return b, o.noNetworks()
 	}
-	return &birth{o: o, sb: sb, in: in, files: machineFiles{o.sandboxDir(sb.ID)}}, nil
+	return b, nil
 }
 
 func (o *Owner) planCreate(in fsm.Intent) (plan, error) {
 	b, err := o.newBirth(in)
 	if err != nil {
-		return plan{}, err
+		return plan{undo: b.undo}, err
 	}
 	image, err := o.cfg.Images.ByDigest(b.sb.TemplateDigest)
 	if err != nil {
-		return plan{}, fsm.Wrap(fsm.KindUnavailable, err, "this node has no image of template %s", b.sb.TemplateName)
+		return plan{undo: b.undo}, fsm.Wrap(fsm.KindUnavailable, err, "this node has no image of template %s",
+			b.sb.TemplateName)
 	}
 	return plan{undo: b.undo, steps: []step{
 		{StepReserve, b.reserve},
@@ -55,7 +59,7 @@ func (o *Owner) planCreate(in fsm.Intent) (plan, error) {
 		{StepVMBoot, b.bootVM},
 		{StepGuestReady, b.guestReady},
 		{StepIdentity, b.identity},
-		o.commit(in, nil),
+		{StepCommit, nil},
 	}}, nil
 }
 

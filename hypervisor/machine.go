@@ -172,7 +172,7 @@ func (o *Owner) watch(m *machine) {
 	o.forget(m)
 	reason := "its VMM ended: " + m.proc.ExitStatus()
 	o.log.Error("VM lost", "sandbox", m.id, "reason", reason)
-	o.reportStopped(m, reason)
+	o.reportStopped(m.id, reason)
 }
 
 // forget takes a machine off the books, unless another has taken its place.
@@ -186,13 +186,21 @@ func (o *Owner) forget(m *machine) {
 }
 
 // reportStopped tells the log that a sandbox lost its VM, once no other intent on it is open: an open one meets the
-// loss itself and says so in its outcome.
-func (o *Owner) reportStopped(m *machine, reason string) {
-	ctx, cancel := context.WithTimeout(context.Background(), o.cfg.Deadline)
+// loss itself and says so in its outcome, unless an outcome of before the loss was under way. It goes on for as long as
+// the daemon lives, for a cluster without a leader may take its time, and nobody else will ever say it.
+func (o *Owner) reportStopped(id fsm.SandboxID, reason string) {
+	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	go func() {
+		select {
+		case <-o.quit:
+			cancel() // the next start finds the loss
+		case <-ctx.Done():
+		}
+	}()
 	for ctx.Err() == nil {
 		changed := o.cfg.Log.Changed()
-		sb, ok := o.cfg.Log.State().Sandbox(m.id)
+		sb, ok := o.cfg.Log.State().Sandbox(id)
 		if !ok || sb.State == fsm.SandboxStopped || sb.State == fsm.SandboxDeleting {
 			return
 		}
@@ -201,8 +209,6 @@ func (o *Owner) reportStopped(m *machine, reason string) {
 		}
 		select {
 		case <-changed:
-		case <-m.detached:
-			return // the daemon ends; the next start finds the loss
 		case <-ctx.Done():
 		}
 	}

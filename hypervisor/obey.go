@@ -22,26 +22,6 @@ type job struct {
 	decided bool
 }
 
-// begin makes an intent a job of this node, unless it is one, or another job is about the same sandbox or snapshot: an
-// intent that was superseded may still be undone when the next one on its sandbox is there, and two at once would
-// resume what the other has paused.
-func (o *Owner) begin(ctx context.Context, in fsm.Intent) (context.Context, bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.stopping || o.jobs[in.ID] != nil {
-		return nil, false
-	}
-	for _, j := range o.jobs {
-		if (in.Sandbox != "" && j.in.Sandbox == in.Sandbox) || (in.Snapshot != "" && j.in.Snapshot == in.Snapshot) {
-			return nil, false
-		}
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	o.jobs[in.ID] = &job{in: in, cancel: cancel}
-	o.workers.Add(1)
-	return ctx, true
-}
-
 // end takes a job off the books and has the loop look for what waited for it.
 func (o *Owner) end(in fsm.Intent) {
 	o.mu.Lock()
@@ -71,46 +51,24 @@ func (o *Owner) mayCommit(id fsm.IntentID) bool {
 	return true
 }
 
-// obey gives up jobs whose intent the log has closed. A deletion goes on to its end: that is what the log wants, too.
+// obey gives up jobs that the log has closed against what they do. A deletion goes on to its end: that is what the log
+// wants, too.
 func (o *Owner) obey(state *fsm.State) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for id, j := range o.jobs {
+	for _, j := range o.jobs {
 		if j.decided || j.in.Kind == fsm.IntentDelete || j.in.Kind == fsm.IntentDeleteSnapshot {
 			continue
 		}
-		if in, ok := state.Intent(id); !ok || in.State != fsm.IntentOpen {
+		if closedWithout(state, j.in) {
 			j.decided = true
 			j.cancel(errSuperseded)
 		}
 	}
 }
 
-// giveUp undoes a job that was superseded. There is no outcome to propose: the log has it.
-func (o *Owner) giveUp(ctx context.Context, in fsm.Intent, p plan) {
-	o.log.Warn("intent superseded; undoing what was done", "intent", in.ID, "kind", in.Kind, "sandbox", in.Sandbox,
-		"snapshot", in.Snapshot)
-	o.metrics.takenUp.WithLabelValues("superseded").Inc()
-	if p.undo == nil {
-		return
-	}
-	outcome := fsm.Complete{Error: fsm.Errorf(fsm.KindSuperseded, "%s", errSuperseded)}
-	p.undo(ctx, &outcome)
-	if p.giveUp != nil {
-		p.giveUp()
-	}
-	if outcome.SandboxStopped == "" {
-		return
-	}
-	if sb, ok := o.cfg.Log.State().Sandbox(in.Sandbox); ok && sb.State == fsm.SandboxRunning {
-		if err := o.propose(ctx, stopped(sb, outcome.SandboxStopped)); err != nil {
-			o.log.Warn("the loss of a VM is not in the log", "sandbox", sb.ID, "error", err)
-		}
-	}
-}
-
-// comeBack compares the node with the log after it was given up for lost and is there again: what was deleted meanwhile
-// is destroyed, and VMs that ended are reported. Without an error it has seen to everything.
+// comeBack compares the node with the log after it was given up for lost and is there again: what was deleted
+// meanwhile is destroyed, and VMs that ended are reported. Without an error it has seen to everything.
 func (o *Owner) comeBack(ctx context.Context) error {
 	// The folders are listed before the state is read: what is made meanwhile is not among them.
 	sandboxes, err := o.localSandboxes()
@@ -124,13 +82,12 @@ func (o *Owner) comeBack(ctx context.Context) error {
 	state := o.cfg.Log.State()
 	var errs []error
 	for _, id := range sandboxes {
-		if sb, ok := state.Sandbox(id); !ok || sb.Owner != o.cfg.Node {
+		if !keepsSandbox(state, o.cfg.Node, id) {
 			errs = append(errs, o.destroyStray(ctx, id))
 		}
 	}
 	for _, e := range snapshots {
-		name, _, _ := strings.Cut(e.Name(), ".")
-		if sn, ok := state.Snapshot(fsm.SnapshotID(name)); !ok || sn.Owner != o.cfg.Node {
+		if name, _, _ := strings.Cut(e.Name(), "."); !keepsSnapshot(state, o.cfg.Node, e.Name()) {
 			errs = append(errs, o.removeStray(fsm.SnapshotID(name), e.Name()))
 		}
 	}

@@ -18,8 +18,9 @@ import (
 	"stillframe/hypervisor/vmm"
 )
 
-// Log is the replicated log as the owner sees it. Apply's errors are those of package cluster: nil is done, KindUnknown
-// may or may not have been applied, KindUnavailable has certainly not, everything else is the state machine's refusal.
+// Log is the replicated log as the owner sees it. Apply's errors are those of package cluster: nil is done,
+// KindUnknown may or may not have been applied, KindUnavailable has certainly not, everything else is the state
+// machine's refusal.
 type Log interface {
 	Apply(context.Context, fsm.Command) (fsm.Result, error)
 	State() *fsm.State
@@ -72,6 +73,7 @@ type Owner struct {
 	workers sync.WaitGroup
 	wake    chan struct{} // has the loop look again without a change of the state
 	ready   chan struct{} // closed once the node's VMs are taken up again
+	quit    chan struct{} // closed when the daemon ends
 }
 
 // New prepares the data folder and probes its filesystem. It touches no VM: that is Run's work.
@@ -92,6 +94,7 @@ func New(cfg Config) (*Owner, error) {
 		jobs:     map[fsm.IntentID]*job{},
 		wake:     make(chan struct{}, 1),
 		ready:    make(chan struct{}),
+		quit:     make(chan struct{}),
 	}
 	for _, d := range []string{o.sandboxesDir(), o.snapshotsDir(), o.copies.dir} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
@@ -131,26 +134,22 @@ func (o *Owner) snapshotDir(id fsm.SnapshotID) string {
 }
 
 // Run takes up the VMs of an earlier run and then carries out intents until ctx ends. The log's local state must have
-// caught up before Run is called, or VMs of sandboxes not yet known here would be taken for leftovers. Run returns when
-// every goroutine it started has ended; VMs go on running.
+// caught up before Run is called, or VMs of sandboxes not yet known here would be taken for leftovers. Run returns
+// when every goroutine it started has ended; VMs go on running.
 func (o *Owner) Run(ctx context.Context) error {
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	self, _ := o.cfg.Log.State().Node(o.cfg.Node)
-	if err := o.takeUp(work); err != nil {
+	changed, state := o.cfg.Log.Changed(), o.cfg.Log.State()
+	self, _ := state.Node(o.cfg.Node)
+	if err := o.takeUp(work, state); err != nil {
 		return fmt.Errorf("take up the node's VMs: %w", err)
 	}
 	o.seenEpoch = self.Epoch
 	close(o.ready)
+	// At first by the same state as the take-up: it has left alone what belongs to an intent that was open then, and if
+	// that was closed since, only carrying it out finds that out and undoes it.
+	o.startOpenIntents(work, func() *fsm.State { return state })
 	for {
-		// The channel is taken before the state is read: a change in between wakes the loop once too often, never
-		// once too seldom.
-		changed := o.cfg.Log.Changed()
-		state := o.cfg.Log.State()
-		o.obey(state)
-		o.startOpenIntents(work, state)
-		o.watchEpoch(work, state)
-		o.dropCopies(work, state)
 		select {
 		case <-changed:
 		case <-o.wake:
@@ -158,12 +157,20 @@ func (o *Owner) Run(ctx context.Context) error {
 			o.windDown(cancel)
 			return nil
 		}
+		// The channel is taken before the state is read: a change in between wakes the loop once too often, never
+		// once too seldom.
+		changed, state = o.cfg.Log.Changed(), o.cfg.Log.State()
+		o.obey(state)
+		o.startOpenIntents(work, o.cfg.Log.State)
+		o.watchEpoch(work, state)
+		o.dropCopies(work, state)
 	}
 }
 
 // windDown lets intents under way finish for a while, then cuts them off: what they leave is what a crash would leave,
 // and the next start deals with it.
 func (o *Owner) windDown(cut context.CancelFunc) {
+	close(o.quit)
 	o.mu.Lock()
 	o.stopping = true
 	for _, m := range o.machines {
@@ -182,13 +189,22 @@ func (o *Owner) windDown(cut context.CancelFunc) {
 	cut()
 }
 
-// startOpenIntents gives every open intent of this node that is not under way a goroutine.
-func (o *Owner) startOpenIntents(ctx context.Context, state *fsm.State) {
-	for _, in := range state.OpenIntents(o.cfg.Node) {
-		jobCtx, ok := o.begin(ctx, in)
-		if !ok {
-			continue
-		}
+// startOpenIntents gives every open intent of this node that may start now a goroutine. The state is read while no
+// intent can end: in one read before, an intent that is done and off the books would still be open, and done again.
+func (o *Owner) startOpenIntents(ctx context.Context, state func() *fsm.State) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.stopping {
+		return
+	}
+	busy := map[fsm.IntentID]fsm.Intent{}
+	for id, j := range o.jobs {
+		busy[id] = j.in
+	}
+	for _, in := range startable(state().OpenIntents(o.cfg.Node), busy) {
+		jobCtx, cancel := context.WithCancelCause(ctx)
+		o.jobs[in.ID] = &job{in: in, cancel: cancel}
+		o.workers.Add(1)
 		go func() {
 			defer o.end(in)
 			o.carryOut(ctx, jobCtx, in)
@@ -196,45 +212,74 @@ func (o *Owner) startOpenIntents(ctx context.Context, state *fsm.State) {
 	}
 }
 
-// carryOut does an intent's steps and, where they fail, undoes them and proposes the failure. When ctx was cut off by
-// a shutdown nothing is proposed: the intent stays open for the next start. jobCtx bounds the steps; it ends besides
-// when the log supersedes the intent.
+// carryOut takes an intent through its course: its steps and, where one fails, what undoes them and the report. When
+// ctx was cut off by a shutdown it stops where it is: the intent stays open for the next start. jobCtx bounds the
+// steps; it ends besides when the log supersedes the intent.
 func (o *Owner) carryOut(ctx, jobCtx context.Context, in fsm.Intent) {
 	began := time.Now()
-	p, err := o.plan(in)
-	if err == nil {
-		err = o.runSteps(jobCtx, in, p.steps)
-	}
 	log := o.log.With("intent", in.ID, "kind", in.Kind, "sandbox", in.Sandbox, "snapshot", in.Snapshot)
-	if err == nil {
+	limited := &deadline{parent: jobCtx, after: o.cfg.Deadline}
+	defer limited.end()
+	p, failure := o.plan(in)
+	outcome := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch}
+	for c := newCourse(p.names()); c.next != moveEnd; {
+		var err error
+		switch c.next {
+		case moveStep:
+			c, err = o.takeStep(ctx, limited, in, p, c)
+			failure = err
+		case moveUndo:
+			log.Error("intent failed", "took", time.Since(began), "error", failure)
+			outcome.Error = o.clientError(in, failure) // before the undo, which may make room
+			c = o.undo(ctx, in, p, c, &outcome)
+		case moveReport:
+			var v verdict
+			if v, err = o.complete(ctx, in, outcome); v != verdictSettled {
+				log.Warn("the outcome is not in the log", "error", err)
+			}
+			c = c.reported(v)
+		}
+		if ctx.Err() != nil && c.next != moveEnd {
+			log.Warn("intent interrupted by shutdown", "error", err)
+			return
+		}
+	}
+	if failure == nil {
 		log.Info("intent done", "took", time.Since(began))
-		return
-	}
-	if ctx.Err() != nil {
-		log.Warn("intent interrupted by shutdown", "error", err)
-		return
-	}
-	if errors.Is(context.Cause(jobCtx), errSuperseded) {
-		o.giveUp(ctx, in, p)
-		return
-	}
-	log.Error("intent failed", "took", time.Since(began), "error", err)
-	outcome := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch, Error: o.clientError(in, err)}
-	if p.undo != nil {
-		p.undo(ctx, &outcome)
-	}
-	if err := o.complete(ctx, outcome); err != nil && ctx.Err() == nil {
-		log.Error("outcome not accepted", "error", err)
 	}
 }
 
-// plan is an intent made concrete: its steps, the last of which commits, and what undoes them. undo adds to the outcome,
-// which has the error already, what has become of the sandbox. giveUp is for what must be undone besides when the log
-// has closed the intent by itself.
+// undo takes back what the steps have made; what for the log besides, where it has closed the intent by itself.
+func (o *Owner) undo(ctx context.Context, in fsm.Intent, p plan, c course, outcome *fsm.Complete) course {
+	p.undo(ctx, outcome)
+	if !c.over {
+		return c.undone()
+	}
+	o.log.Warn("intent superseded; what was done is undone", "intent", in.ID, "kind", in.Kind, "sandbox", in.Sandbox,
+		"snapshot", in.Snapshot)
+	o.metrics.takenUp.WithLabelValues("superseded").Inc()
+	if p.giveUp != nil {
+		p.giveUp()
+	}
+	return c.undone()
+}
+
+// plan is an intent made concrete: its steps, the last of which commits with what fill adds to the outcome, and what
+// undoes them. undo is there when planning failed, too; it adds to the outcome, which has the error already, what has
+// become of the sandbox. giveUp is for what must be undone besides when the log has closed the intent by itself.
 type plan struct {
 	steps  []step
+	fill   func(*fsm.Complete)
 	undo   func(context.Context, *fsm.Complete)
 	giveUp func()
+}
+
+func (p plan) names() []Step {
+	names := make([]Step, 0, len(p.steps))
+	for _, s := range p.steps {
+		names = append(names, s.name)
+	}
+	return names
 }
 
 func (o *Owner) plan(in fsm.Intent) (plan, error) {
@@ -252,52 +297,25 @@ func (o *Owner) plan(in fsm.Intent) (plan, error) {
 	case fsm.IntentSetPolicy:
 		return o.planSetPolicy(in), nil
 	}
-	return plan{}, fsm.Errorf(fsm.KindInternal, "intent kind %q is not known to this node", in.Kind)
+	return plan{undo: nothingToUndo}, fsm.Errorf(fsm.KindInternal, "intent kind %q is not known to this node", in.Kind)
 }
 
-// commit is the last step of every plan: the outcome enters the log.
-func (o *Owner) commit(in fsm.Intent, fill func(*fsm.Complete)) step {
-	return step{StepCommit, func(ctx context.Context) error {
-		c := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch}
-		if fill != nil {
-			fill(&c)
-		}
-		return o.complete(ctx, c)
-	}}
-}
-
-// complete proposes an outcome until the log's answer is known. Completions are fenced by owner and epoch, so that
-// repeating one is harmless: a repetition of an accepted one is refused as superseded, and told apart by the state.
-func (o *Owner) complete(ctx context.Context, c fsm.Complete) error {
+// complete proposes an outcome until the log's answer is known, or ctx ends. The error is the last answer's.
+func (o *Owner) complete(ctx context.Context, in fsm.Intent, c fsm.Complete) (verdict, error) {
 	for {
 		c.Now = fsm.At(time.Now())
 		_, err := o.cfg.Log.Apply(ctx, c)
-		var refused *fsm.Error
-		switch {
-		case err == nil:
-			return nil
-		case errors.As(err, &refused) && refused.Kind == fsm.KindSuperseded:
-			if in, ok := o.cfg.Log.State().Intent(c.Intent); ok && closedAs(in, c) {
-				return nil
-			}
-			return err
-		case errors.As(err, &refused) && refused.Kind != fsm.KindUnknown && refused.Kind != fsm.KindUnavailable:
-			return err
+		v := judge(o.cfg.Log.State(), in, c, err)
+		if v != verdictAgain {
+			return v, err
 		}
 		o.log.Warn("outcome not in the log yet, trying again", "intent", c.Intent, "error", err)
 		select {
 		case <-ctx.Done():
-			return errors.Join(err, ctx.Err())
+			return v, errors.Join(err, ctx.Err())
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
-}
-
-func closedAs(in fsm.Intent, c fsm.Complete) bool {
-	if c.Error != nil {
-		return in.State == fsm.IntentFailed
-	}
-	return in.State == fsm.IntentDone
 }
 
 // clientError turns a step's failure into what the log keeps and the client reads: an error with a kind keeps its kind

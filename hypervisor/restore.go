@@ -14,18 +14,18 @@ import (
 func (o *Owner) planRestore(in fsm.Intent) (plan, error) {
 	b, err := o.newBirth(in)
 	if err != nil {
-		return plan{}, err
+		return plan{undo: b.undo}, err
 	}
 	sn, ok := o.cfg.Log.State().Snapshot(b.sb.Snapshot)
 	if !ok || sn.Manifest == nil {
-		return plan{}, fsm.Errorf(fsm.KindInternal, "snapshot %s is not there", b.sb.Snapshot)
+		return plan{undo: b.undo}, fsm.Errorf(fsm.KindInternal, "snapshot %s is not there", b.sb.Snapshot)
 	}
 	if err := o.compatible(sn); err != nil {
-		return plan{}, err
+		return plan{undo: b.undo}, err
 	}
 	image, err := o.cfg.Images.ByDigest(sn.Manifest.TemplateDigest)
 	if err != nil {
-		return plan{}, fsm.Wrap(fsm.KindUnavailable, err,
+		return plan{undo: b.undo}, fsm.Wrap(fsm.KindUnavailable, err,
 			"this node no longer has the image of template %s that snapshot %s was taken on", sn.TemplateName, sn.Name)
 	}
 	from := &origin{o: o, sn: sn}
@@ -40,7 +40,7 @@ func (o *Owner) planRestore(in fsm.Intent) (plan, error) {
 		{StepVMResume, b.resumeVM},
 		{StepGuestReady, b.guestReady},
 		{StepIdentity, b.identity},
-		o.commit(in, nil),
+		{StepCommit, nil},
 	}}, nil
 }
 

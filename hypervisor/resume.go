@@ -53,7 +53,7 @@ func resumeIn(ctx context.Context, files machineFiles) (resumed bool, err error)
 	defer func() { err = errors.Join(err, proc.Close()) }()
 	api := proc.Client()
 	state, err := api.State(ctx)
-	if err != nil || state != vmm.StatePaused {
+	if err != nil || state != vmm.StatePaused || fsm.Bug("no-resume") {
 		return false, err
 	}
 	return true, api.Resume(ctx)

@@ -19,7 +19,9 @@ type replacement struct {
 
 func (o *Owner) planSetPolicy(in fsm.Intent) plan {
 	r := &replacement{o: o, in: in}
-	return plan{undo: r.undo, giveUp: r.giveUp, steps: []step{{StepPolicy, r.apply}, o.commit(in, r.outcome)}}
+	return plan{
+		undo: r.undo, giveUp: r.giveUp, fill: r.outcome, steps: []step{{StepPolicy, r.apply}, {StepCommit, nil}},
+	}
 }
 
 // giveUp puts the log's policy in force again: it was closed there as failed, whatever is in force here.

@@ -34,43 +34,48 @@ type exposure struct {
 	manifest  fsm.Manifest
 }
 
-func (o *Owner) snapshotTmp(id fsm.SnapshotID) string { return o.snapshotDir(id) + ".tmp" }
+func (o *Owner) snapshotTmp(id fsm.SnapshotID) string { return o.snapshotDir(id) + tmpSuffix }
 
 // planSnapshot also serves an intent that an earlier run of the daemon left open: the data that run had published is
 // completed, anything less is undone and the intent fails, because the instant that was asked for has passed.
 func (o *Owner) planSnapshot(in fsm.Intent) (plan, error) {
+	e := &exposure{o: o, in: in, tmp: snapshotFiles{o.snapshotTmp(in.Snapshot)}}
 	sn, ok := o.cfg.Log.State().Snapshot(in.Snapshot)
+	e.sn = sn
 	if !ok {
-		return plan{}, fsm.Errorf(fsm.KindInternal, "intent %s is for snapshot %s, which is not there", in.ID, in.Snapshot)
+		return plan{undo: e.undo}, fsm.Errorf(fsm.KindInternal, "intent %s is for snapshot %s, which is not there", in.ID,
+			in.Snapshot)
 	}
-	e := &exposure{o: o, in: in, sn: sn, tmp: snapshotFiles{o.snapshotTmp(in.Snapshot)}}
-	if mf, err := readManifest(o.snapshotDir(in.Snapshot)); err == nil {
+	do := map[Step]func(context.Context) error{
+		StepPrepare: e.prepare, StepAhead: e.ahead, StepPause: e.pause, StepVMSnapshot: e.vmSnapshot,
+		StepCapture: e.capture, StepResume: e.resume, StepClock: e.setClock, StepVerify: e.verify, StepDigest: e.digest,
+		StepPublish: e.publish,
+	}
+	mf, err := readManifest(o.snapshotDir(in.Snapshot))
+	published := err == nil
+	_, err = os.Stat(e.tmp.dir)
+	begun := err == nil
+	switch {
+	case published:
 		e.manifest = mf
-		return plan{undo: e.undo, steps: []step{o.commit(in, e.outcome)}}, nil
-	}
-	if _, err := os.Stat(e.tmp.dir); err == nil {
-		return plan{undo: e.undo, steps: []step{{StepPrepare, func(context.Context) error {
+		do[StepPublish] = func(context.Context) error { return o.files.SyncDir(o.snapshotsDir()) }
+	case begun:
+		do[StepPrepare] = func(context.Context) error {
 			return fsm.Errorf(fsm.KindUnavailable, "the node was restarted while snapshot %s was being taken", sn.Name)
-		}}}}, nil
+		}
+	default:
+		sb, ok := o.cfg.Log.State().Sandbox(in.Sandbox)
+		if !ok {
+			return plan{undo: e.undo}, fsm.Errorf(fsm.KindInternal, "intent %s is for sandbox %s, which is not there", in.ID,
+				in.Sandbox)
+		}
+		e.image = sb.TemplateDigest
 	}
-	sb, ok := o.cfg.Log.State().Sandbox(in.Sandbox)
-	if !ok {
-		return plan{}, fsm.Errorf(fsm.KindInternal, "intent %s is for sandbox %s, which is not there", in.ID, in.Sandbox)
+	p := plan{undo: e.undo, fill: e.outcome}
+	for _, name := range snapshotSteps(published, begun) {
+		p.steps = append(p.steps, step{name, do[name]})
 	}
-	e.image = sb.TemplateDigest
-	return plan{undo: e.undo, steps: []step{
-		{StepPrepare, e.prepare},
-		{StepAhead, e.ahead},
-		{StepPause, e.pause},
-		{StepVMSnapshot, e.vmSnapshot},
-		{StepCapture, e.capture},
-		{StepResume, e.resume},
-		{StepClock, e.setClock},
-		{StepVerify, e.verify},
-		{StepDigest, e.digest},
-		{StepPublish, e.publish},
-		o.commit(in, e.outcome),
-	}}, nil
+	return p, nil
 }
 
 // outcome says that the snapshot is ready, and what has become of its source.
@@ -96,7 +101,7 @@ func (e *exposure) undo(ctx context.Context, c *fsm.Complete) {
 			}
 		}
 	}
-	if err := e.o.removeSnapshot(e.sn.ID); err != nil {
+	if err := e.o.removeSnapshot(e.in.Snapshot); err != nil {
 		e.o.log.Error("a failed snapshot's files could not be removed; the next start tries again", "snapshot", e.sn.ID,
 			"error", err)
 	}
@@ -150,6 +155,11 @@ func (e *exposure) vmSnapshot(ctx context.Context) error {
 
 // capture comes after vm.snapshot, never before: saving device state may still write to the guest's memory.
 func (e *exposure) capture(ctx context.Context) error {
+	if fsm.Bug("torn") {
+		_ = e.m.api.Resume(ctx) // deliberately wrong
+		defer func() { _ = e.m.api.Pause(ctx) }()
+		time.Sleep(100 * time.Millisecond)
+	}
 	return e.both(func(_ string, c *store.Capture) error {
 		_, err := c.Freeze(ctx)
 		return err
@@ -237,6 +247,10 @@ func (e *exposure) publish(context.Context) error {
 	}
 	if err := os.WriteFile(e.tmp.manifest(), raw, 0o600); err != nil {
 		return err
+	}
+	if fsm.Bug("early-commit") {
+		time.AfterFunc(2*time.Second, func() { _ = e.o.files.Publish(e.tmp.dir, e.o.snapshotDir(e.sn.ID)) })
+		return nil // deliberately wrong
 	}
 	return e.o.files.Publish(e.tmp.dir, e.o.snapshotDir(e.sn.ID))
 }

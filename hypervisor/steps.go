@@ -105,33 +105,64 @@ func failedStep(err error) string {
 	return "planning"
 }
 
-// runSteps takes the steps in order and stops at the first that fails. The error names the step. The intent's deadline
-// does not bound the commit: the work is done then, and to give up on an outcome that may be in the log already, and
-// undo the work, would leave the log speaking of what is not there. Nor does it bound a fetch, which takes as long as
-// the data needs and ends by itself when the connection stalls; the deadline begins after it.
-func (o *Owner) runSteps(ctx context.Context, in fsm.Intent, steps []step) error {
-	var limited context.Context
-	for _, s := range steps {
-		stepCtx := ctx
-		switch s.name {
-		case StepCommit:
-			if !o.mayCommit(in.ID) {
-				return &stepError{s.name, errSuperseded}
-			}
-		case StepFetch:
-		default:
-			if limited == nil {
-				var cancel context.CancelFunc
-				limited, cancel = context.WithTimeout(ctx, o.cfg.Deadline)
-				defer cancel()
-			}
-			stepCtx = limited
-		}
-		if err := o.runStep(stepCtx, in, s); err != nil {
-			return err
-		}
+// deadline bounds steps together, from the first one that it is asked for.
+type deadline struct {
+	parent context.Context
+	after  time.Duration
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+func (d *deadline) context() context.Context {
+	if d.ctx == nil {
+		d.ctx, d.cancel = context.WithTimeout(d.parent, d.after)
 	}
-	return nil
+	return d.ctx
+}
+
+func (d *deadline) end() {
+	if d.cancel != nil {
+		d.cancel()
+	}
+}
+
+// takeStep takes the next step of a course. limited bounds every step but two. The commit it does not: the work is done
+// then, and to give up on an outcome that may be in the log already, and undo the work, would leave the log speaking of
+// what is not there. Nor a fetch, which takes as long as the data needs and ends by itself when the connection stalls;
+// the deadline begins after it. The error names the step.
+func (o *Owner) takeStep(ctx context.Context, limited *deadline, in fsm.Intent, p plan, c course) (course, error) {
+	s := p.steps[c.at]
+	if s.name == StepCommit {
+		return o.commit(ctx, in, p, c)
+	}
+	bound := limited.parent
+	if s.name != StepFetch {
+		bound = limited.context()
+	}
+	err := o.runStep(bound, in, s)
+	if err != nil && errors.Is(context.Cause(limited.parent), errSuperseded) {
+		return c.superseded(), errSuperseded
+	}
+	return c.stepped(err == nil), err
+}
+
+// commit is the last step of every plan: the outcome enters the log.
+func (o *Owner) commit(ctx context.Context, in fsm.Intent, p plan, c course) (course, error) {
+	if !o.mayCommit(in.ID) {
+		return c.superseded(), errSuperseded
+	}
+	v := verdictAgain
+	err := o.runStep(ctx, in, step{StepCommit, func(ctx context.Context) (err error) {
+		outcome := fsm.Complete{Intent: in.ID, Owner: in.Owner, Epoch: in.Epoch}
+		if p.fill != nil {
+			p.fill(&outcome)
+		}
+		if v, err = o.complete(ctx, in, outcome); v == verdictSettled {
+			return nil
+		}
+		return err
+	}})
+	return c.committed(v), err
 }
 
 func (o *Owner) runStep(ctx context.Context, in fsm.Intent, s step) error {

@@ -15,15 +15,13 @@ import (
 // takeUp brings the node from whatever an earlier run left to what the log says: running VMs are adopted and, where a
 // snapshot was interrupted in its pause, resumed; VMs that died meanwhile are reported; what no sandbox or snapshot
 // accounts for is removed. Open intents are not touched here: carrying them out again undoes or finishes them.
-func (o *Owner) takeUp(ctx context.Context) error {
-	state := o.cfg.Log.State()
+func (o *Owner) takeUp(ctx context.Context, state *fsm.State) error {
 	local, err := o.localSandboxes()
 	if err != nil {
 		return err
 	}
 	for _, id := range local {
-		sb, ok := state.Sandbox(id)
-		if !ok || sb.Owner != o.cfg.Node {
+		if !keepsSandbox(state, o.cfg.Node, id) {
 			o.log.Warn("removing a sandbox that the log does not know", "sandbox", id)
 			o.metrics.takenUp.WithLabelValues("removed").Inc()
 			if err := o.destroy(ctx, id); err != nil {
@@ -32,8 +30,8 @@ func (o *Owner) takeUp(ctx context.Context) error {
 		}
 	}
 	for _, sb := range state.SandboxesOn(o.cfg.Node) {
-		if sb.State != fsm.SandboxRunning && sb.State != fsm.SandboxSnapshotting {
-			continue // starting and deleting are done again from the beginning; stopped has no VM
+		if !takesUp(sb) {
+			continue
 		}
 		if err := o.adopt(ctx, sb); err != nil {
 			return fmt.Errorf("sandbox %s: %w", sb.ID, err)
@@ -65,10 +63,13 @@ func (o *Owner) adopt(ctx context.Context, sb fsm.Sandbox) error {
 	if errors.Is(err, vmm.ErrGone) || errors.Is(err, os.ErrNotExist) {
 		o.metrics.takenUp.WithLabelValues("lost").Inc()
 		o.log.Error("VM lost while the daemon was not running", "sandbox", sb.ID, "error", err)
+		const reason = "its VMM ended while the daemon was not running"
 		if sb.State == fsm.SandboxSnapshotting {
-			return nil // the snapshot intent is open and will say so
+			// The snapshot intent is open and will say so, if the outcome of an earlier run does not come first.
+			o.workers.Go(func() { o.reportStopped(sb.ID, reason) })
+			return nil
 		}
-		return o.propose(ctx, stopped(sb, "its VMM ended while the daemon was not running"))
+		return o.propose(ctx, stopped(sb, reason))
 	}
 	if err != nil {
 		return err
@@ -172,6 +173,9 @@ func (o *Owner) resumeIfPaused(ctx context.Context, m *machine) error {
 	case vmm.StateRunning:
 		return nil
 	case vmm.StatePaused:
+		if fsm.Bug("no-resume") {
+			return nil
+		}
 		o.metrics.takenUp.WithLabelValues("resumed").Inc()
 		o.log.Warn("resuming a VM that was left paused", "sandbox", m.id)
 		return o.metrics.vmmCall("vm.resume", func() error { return m.api.Resume(ctx) })
@@ -187,13 +191,10 @@ func (o *Owner) sweepSnapshots(state *fsm.State) error {
 		return err
 	}
 	for _, e := range entries {
-		name, _, _ := strings.Cut(e.Name(), ".")
-		id := fsm.SnapshotID(name)
-		sn, ok := state.Snapshot(id)
-		if ok && sn.Owner == o.cfg.Node && !strings.HasSuffix(e.Name(), ".gone") {
-			continue // ready, or its intent is open and will deal with it
+		if keepsSnapshot(state, o.cfg.Node, e.Name()) {
+			continue
 		}
-		o.log.Warn("removing snapshot data that the log does not account for", "snapshot", id, "folder", e.Name())
+		o.log.Warn("removing snapshot data that the log does not account for", "folder", e.Name())
 		o.metrics.takenUp.WithLabelValues("removed").Inc()
 		if err := o.removeSnapshotFolder(e.Name()); err != nil {
 			return err

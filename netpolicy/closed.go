@@ -79,22 +79,21 @@ func (k *kernel) furnish() error {
 	return nil
 }
 
-// raise brings the links of a namespace up, the guest's last.
+// raise brings the links of a namespace up, the guest's last. The host's end comes before the inner one: the end that
+// comes up second has its queue at once, the other when a worker of the kernel gets to it, and what the guest sends
+// first goes through the inner one.
 func (k *kernel) raise(ns *Namespace) error {
 	var p pair
-	err := ns.Do(func() (err error) {
-		if p, _, err = k.pairs.find(); err != nil {
-			return err
-		}
-		return p.raise()
-	})
-	if err != nil {
+	if err := ns.Do(func() (err error) { p, _, err = k.pairs.find(); return err }); err != nil {
 		return err
 	}
 	if err := p.raiseHost(ns.name); err != nil {
 		return err
 	}
 	return ns.Do(func() error {
+		if err := p.raise(); err != nil {
+			return err
+		}
 		if err := shapeTap(k.bounds); err != nil {
 			return err
 		}
@@ -120,6 +119,15 @@ func (k *kernel) readAll(ctx context.Context) (tableSet, error) {
 		}
 	}
 	return all, nil
+}
+
+// readFilter reads the table that the policy is in.
+func (k *kernel) readFilter(ctx context.Context) (tableSet, error) {
+	text, err := run(ctx, k.tools.save, "", "--table", "filter")
+	if err != nil {
+		return nil, err
+	}
+	return parseTables(text), nil
 }
 
 // meant is what readAll reads when all is as it should be.

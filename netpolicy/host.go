@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 )
@@ -38,10 +37,8 @@ func (m *Manager) hostChains(guarded bool) map[string]map[string][]string {
 	refuse := []string{in + " " + out + " -j DROP"}
 	// TCP is carried by the gate, which dials from here. What comes out of a sandbox has lost its rules.
 	refuse = append(refuse, in+" -p tcp -j DROP")
-	for _, r := range m.cfg.Floor.Ranges() {
-		if r.Prefix.Addr().Is4() && !slices.Contains(Reserved(m.cfg.Pool)[1:], r.Prefix) {
-			refuse = append(refuse, saved("-d", r.Prefix)+in+" -j REJECT --reject-with icmp-admin-prohibited")
-		}
+	for _, p := range floorRanges(m.cfg.Floor) {
+		refuse = append(refuse, saved("-d", p)+in+" -j REJECT --reject-with icmp-admin-prohibited")
 	}
 	refuse = append(refuse, out+" -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP")
 	if guarded {
@@ -63,8 +60,7 @@ func saved(option string, p netip.Prefix) string { return option + " " + p.Strin
 
 // installHost puts the host's rules in place and turns forwarding on.
 func (m *Manager) installHost(ctx context.Context) error {
-	const forward = "/proc/sys/net/ipv4/ip_forward"
-	was, err := os.ReadFile(forward)
+	was, err := readSysctl(forward.name)
 	if err != nil {
 		return err
 	}
@@ -73,25 +69,39 @@ func (m *Manager) installHost(ctx context.Context) error {
 		return err
 	}
 	// An earlier start may have turned it on: then the guard is there to tell.
-	m.guarded = strings.TrimSpace(string(was)) == "0" || strings.Contains(text, m.guardRule())
+	m.guarded = was != forward.value || strings.Contains(text, m.guardRule())
+	if was != forward.value {
+		m.log.Info("forwarding is turned on, for sandboxes only")
+	}
 	if _, err := m.ensureHost(ctx); err != nil {
 		return fmt.Errorf("rules of the host: %w", err)
 	}
-	if strings.TrimSpace(string(was)) == "1" {
-		return nil
-	}
-	m.log.Info("forwarding was off and is turned on, for sandboxes only")
-	return os.WriteFile(forward, []byte("1"), 0o600)
+	return nil
 }
+
+// forward is the one setting of the host's that is changed.
+var forward = sysctl{"ipv4/ip_forward", "1"}
 
 // guardRule is the rule that tells that forwarding was off.
 func (m *Manager) guardRule() string {
 	return fmt.Sprintf("-A %s ! -i %s+ ! -o %s+ -j DROP", m.chain("REFUSE"), HostLinkPrefix, HostLinkPrefix)
 }
 
-// ensureHost writes the host's rules if they are not in place, and tells whether they were not. Rules that are not ours
-// stay as they are and where they are.
+// ensureHost writes the host's rules if they are not in place, and tells whether they no longer were. Rules that are
+// not ours stay as they are and where they are.
 func (m *Manager) ensureHost(ctx context.Context) (mended bool, err error) {
+	first := m.hostSeen == 0
+	if mended, err = m.ensureHostRules(ctx); err != nil {
+		return false, err
+	}
+	// After the rules, which say what may be forwarded.
+	if sysctlDrift([]sysctl{forward}) != nil {
+		return !first, applySysctls([]sysctl{forward})
+	}
+	return mended, nil
+}
+
+func (m *Manager) ensureHostRules(ctx context.Context) (mended bool, err error) {
 	now, err := generation(nil)
 	if err != nil {
 		return false, err

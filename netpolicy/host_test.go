@@ -76,6 +76,8 @@ COMMIT
 	require.Eventually(t, func() bool { return counted(t, reg, driftTotal, "host") > 0 }, soon, time.Millisecond)
 	require.Equal(t, before, operatorsRules(t))
 	require.Equal(t, 1, strings.Count(save(t), "-A FORWARD -j SF-test-REFUSE"))
+	require.NoError(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0))
+	require.Eventually(t, func() bool { return counted(t, reg, driftTotal, "host") > 1 }, soon, time.Millisecond)
 	passes(t, r.w, r.g, farside.Frame{Dst: allowed, Payload: hello()})
 }
 

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 // pool keeps namespaces ready: complete, with every rule read back, and closed. Which they are is in their names alone,
@@ -72,7 +74,10 @@ func hasOtherName(name string, entries []os.DirEntry) bool {
 
 // take gives a closed namespace a sandbox's name, and tells which generation its rules were read back at.
 func (p *pool) take(ctx context.Context, ns *Namespace) (uint32, error) {
-	r, ok := p.pop()
+	r, ok, err := p.popIntact(ctx)
+	if err != nil {
+		return 0, err
+	}
 	if !ok {
 		p.m.metrics.taken.WithLabelValues("made").Inc()
 		return p.make(ctx, ns)
@@ -87,6 +92,43 @@ func (p *pool) take(ctx context.Context, ns *Namespace) (uint32, error) {
 		return 0, errors.Join(err, Destroy(context.WithoutCancel(ctx), r.ns.name))
 	}
 	return r.seen, r.ns.forget()
+}
+
+// popIntact gives one that is as it was when it was made. One that somebody has changed meanwhile is destroyed.
+func (p *pool) popIntact(ctx context.Context) (readied, bool, error) {
+	for {
+		r, ok := p.pop()
+		if !ok {
+			return readied{}, false, nil
+		}
+		err := p.intact(r)
+		if err == nil {
+			return r, true, nil
+		}
+		p.m.metrics.drift.WithLabelValues(driftReady).Inc()
+		p.m.log.Warn("a namespace that was kept ready is not as it should be", "namespace", r.ns.name, "error", err)
+		if err := Destroy(ctx, r.ns.name); err != nil {
+			return readied{}, false, err
+		}
+	}
+}
+
+// intact tells whether nothing has changed rules and links since they were made.
+func (p *pool) intact(r readied) error {
+	return r.ns.Do(func() error {
+		now, err := generation(nil)
+		if err != nil {
+			return err
+		}
+		if now != r.seen {
+			return errors.New("its rules have changed")
+		}
+		if _, _, err := p.m.kernel.pairs.find(); err != nil {
+			return err
+		}
+		_, err = netlink.LinkByName(TapName)
+		return err
+	})
 }
 
 func (p *pool) pop() (readied, bool) {
@@ -109,7 +151,7 @@ func (p *pool) make(ctx context.Context, ns *Namespace) (seen uint32, err error)
 			if err := k.close(ctx); err != nil {
 				return err
 			}
-			have, at, err := k.readStable(ctx)
+			have, at, err := readStable(ctx, k.readAll)
 			if err != nil {
 				return err
 			}

@@ -58,12 +58,14 @@ func TestReadyNamespaceThatWasChanged(t *testing.T) {
 	ns, err := netpolicy.Open(readyNames(t)[0])
 	require.NoError(t, err)
 	require.NoError(t, ns.Do(func() error { return flushAll(t) }))
-	name := testName(t)
-	_, err = m.Create(t.Context(), name, netpolicy.Spec{ID: name, Policy: denyAll}, nothing)
-	require.ErrorContains(t, err, "not what was written")
-	_, err = netpolicy.Open(name)
-	require.ErrorIs(t, err, netpolicy.ErrNotFound)
-	networkOf(t, m, denyAll)
+	node := inode(t, ns)
+	w := farside.New(t)
+	n := networkOf(t, m, denyAll)
+	require.NotEqual(t, node, inode(t, n.Namespace()), "another is made")
+	require.InDelta(t, 1, counted(t, reg, driftTotal, "ready"), 0)
+	g := guestOf(t, n)
+	fence(t, g)
+	silent(t, w, g, farside.Frame{Dst: denied, Payload: hello()})
 }
 
 func TestNodesOfOneMachineLeaveEachOtherAlone(t *testing.T) {

@@ -17,6 +17,7 @@ const (
 	driftLinks    = "links"
 	driftSettings = "settings"
 	driftHost     = "host"
+	driftReady    = "ready"
 )
 
 // Run keeps namespaces ready and looks after the networks until ctx ends: at an interval, and whenever the kernel tells

@@ -37,6 +37,7 @@ func TestAddressesAgree(t *testing.T) {
 	require.Equal(t,
 		[]string{netpolicy.HostIP, netpolicy.GuestIP, netpolicy.HostMAC, netpolicy.GuestMAC},
 		[]string{guest.HostIP, guest.GuestIP, guest.HostMAC, guest.GuestMAC})
+	require.Equal(t, []int{netpolicy.AgentPort, netpolicy.ClockPort}, []int{guest.Port, guest.ClockPort})
 	require.Equal(t, net.JoinHostPort(guest.GuestIP, strconv.Itoa(guest.Port)), guest.Addr)
 }
 

@@ -65,7 +65,8 @@ func CAFromSeed(seed [32]byte) (*CA, error) {
 	id := sha256.Sum256(public)
 	template := &x509.Certificate{
 		SerialNumber: new(big.Int).SetBytes(id[:16]),
-		Subject:      pkix.Name{Organization: []string{"Stillframe"}, CommonName: "Stillframe sandbox " + hex.EncodeToString(id[:6])},
+		Subject: pkix.Name{Organization: []string{"Stillframe"},
+			CommonName: "Stillframe sandbox " + hex.EncodeToString(id[:6])},
 		// Fixed, because no node may have a clock of its own in this; the seed's secrecy is what limits the CA.
 		NotBefore: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC), NotAfter: time.Date(2049, 12, 31, 23, 59, 59, 0, time.UTC),
 		SubjectKeyId: id[:20], AuthorityKeyId: id[:20],

@@ -57,12 +57,12 @@ func (s *Session) lookup(ctx context.Context, q dns.Question) (*dns.Msg, time.Du
 // dialName connects to a name: to the first of its addresses that is open and answers. check is asked of each address
 // before it is dialled.
 func (s *Session) dialName(ctx context.Context, name string, port uint16,
-	check func(netip.Addr) (rule string, ok bool)) (net.Conn, netip.Addr, error) {
+	check func(netip.Addr) (rule string, ok bool)) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.limits.DialTime)
 	defer cancel()
 	addrs, err := s.addresses(ctx, name)
 	if err != nil {
-		return nil, netip.Addr{}, err
+		return nil, err
 	}
 	for i, a := range addrs {
 		rule, ok := check(a)
@@ -77,11 +77,11 @@ func (s *Session) dialName(ctx context.Context, name string, port uint16,
 		conn, dialErr := s.gate.cfg.Dial(one, netip.AddrPortFrom(a, port))
 		cancelOne()
 		if dialErr == nil {
-			return conn, a, nil
+			return conn, nil
 		}
 		err = dialFailure(dialErr)
 	}
-	return nil, netip.Addr{}, err
+	return nil, err
 }
 
 func (s *Session) dialAddress(ctx context.Context, to netip.AddrPort) (net.Conn, error) {

@@ -3,10 +3,10 @@ package gate
 import (
 	"bytes"
 	"crypto/rand"
-	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"io"
+	"net"
 	"strconv"
 	"sync"
 
@@ -21,7 +21,7 @@ import (
 // It looks at heads and at the frames of chunked bodies; the bytes of bodies go through unseen. A request for a
 // WebSocket is the last that it reads: what follows belongs to another protocol, or the connection is closed.
 type guard struct {
-	*tls.Conn
+	halfConn
 	flow    *flow
 	limit   int
 	refusal string // the method that stands for a head at fault
@@ -55,10 +55,16 @@ var (
 
 const maxChunkLine = 4 << 10
 
-func newGuard(conn *tls.Conn, f *flow, limit int) *guard {
+// halfConn is a connection of which one half can be closed.
+type halfConn interface {
+	net.Conn
+	CloseWrite() error
+}
+
+func newGuard(conn halfConn, f *flow, limit int) *guard {
 	var nonce [12]byte
 	_, _ = rand.Read(nonce[:])
-	return &guard{Conn: conn, flow: f, limit: limit, refusal: "REFUSED-" + hex.EncodeToString(nonce[:])}
+	return &guard{halfConn: conn, flow: f, limit: limit, refusal: "REFUSED-" + hex.EncodeToString(nonce[:])}
 }
 
 // failed gives the fault that was found, nil for none.
@@ -99,7 +105,7 @@ func (g *guard) through(p []byte) (int, error) {
 	if g.state != inRaw && int64(len(p)) > g.left {
 		p = p[:g.left]
 	}
-	n, err := g.Conn.Read(p)
+	n, err := g.halfConn.Read(p)
 	g.passed(int64(n))
 	return n, err
 }
@@ -150,7 +156,7 @@ func (g *guard) more() error {
 	if cap(g.in)-len(g.in) < 512 {
 		g.in = append(make([]byte, 0, 2*len(g.in)+4096), g.in...)
 	}
-	n, err := g.Conn.Read(g.in[len(g.in):cap(g.in)])
+	n, err := g.halfConn.Read(g.in[len(g.in):cap(g.in)])
 	g.in = g.in[:len(g.in)+n]
 	if n > 0 {
 		return nil
@@ -160,13 +166,13 @@ func (g *guard) more() error {
 
 func (g *guard) head() error {
 	for seen := 0; ; {
-		end, err := headEnd(g.in, seen)
+		end, err := headEnd(g.in[:min(len(g.in), g.limit)], seen)
 		var h head
 		switch {
-		case err == nil && end > g.limit, err == nil && end < 0 && len(g.in) > g.limit:
-			err = errHeadLong
 		case err == nil && end > 0:
 			h, err = parseHead(g.in[:end])
+		case err == nil && len(g.in) >= g.limit:
+			err = errHeadLong
 		case err == nil:
 			seen = len(g.in)
 			if err := g.more(); err != nil {
@@ -200,7 +206,7 @@ func (g *guard) begin(h head) {
 // line clears one line of at most limit bytes that take finds good; its end is not shown to take.
 func (g *guard) line(limit int, take func([]byte) error) error {
 	for {
-		if i := bytes.IndexByte(g.in, '\n'); i >= 0 {
+		if i := bytes.IndexByte(g.in[:min(len(g.in), limit)], '\n'); i >= 0 {
 			line, ok := bytes.CutSuffix(g.in[:i+1], crlf)
 			if !ok || bytes.IndexByte(line, '\r') >= 0 {
 				return g.fail(errChunk)

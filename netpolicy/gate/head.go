@@ -14,7 +14,7 @@ import (
 // take apart in two ways is an error, so that whoever reads it next comes to the same.
 type head struct {
 	method  string
-	host    string // the one Host, or the target's authority, which must be the same; as written, with a port if it has one
+	host    string // the one Host, which the target's authority must agree with; as written, port and all
 	length  int64  // of the body; -1 chunked
 	upgrade bool   // asks for a WebSocket
 }
@@ -28,7 +28,7 @@ var (
 	errHeadField    = errors.New("a header line is malformed")
 	errHeadNoHost   = errors.New("the request has no Host")
 	errHeadHosts    = errors.New("the request has more than one Host")
-	errHeadHost     = errors.New("Host is malformed")
+	errHeadHost     = errors.New("the request's Host is malformed")
 	errHeadTwoHosts = errors.New("the request's target names another host than Host")
 	errHeadLengths  = errors.New("the length of the request's body is ambiguous")
 	errHeadCoding   = errors.New("the request's Transfer-Encoding is not chunked")

@@ -23,7 +23,8 @@ const (
 // refuse ends a connection by a ruling and says why, in the words of its protocol where it has some.
 func (f *flow) refuse(heard said, r ruling) {
 	f.s.note(Decision{
-		Kind: kind(heard), Name: r.name, Addr: f.to.Addr(), Port: f.to.Port(), Verdict: Denied, Rule: r.rule, Reason: r.reason,
+		Kind: kind(heard), Name: r.name, Addr: f.to.Addr(), Port: f.to.Port(), Verdict: Denied, Rule: r.rule,
+		Reason: r.reason,
 	})
 	alert, status := byte(alertAccessDenied), http.StatusForbidden
 	if r.name == "" {

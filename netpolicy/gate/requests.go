@@ -87,7 +87,8 @@ func (t *terminator) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), exchangeKey{}, ex))
 	defer cancel()
-	defer context.AfterFunc(f.ctx, cancel)()
+	unhook := context.AfterFunc(f.ctx, cancel)
+	defer unhook()
 	ex.entry = t.s.note(Decision{
 		Kind: KindHTTP, Name: f.ruling.name, Port: f.to.Port(), Verdict: Transformed, Rule: ex.rule,
 	})
@@ -237,8 +238,8 @@ func touched(name string, t *policy.Transform) bool {
 
 func alike(name string) string { return strings.ReplaceAll(strings.ToLower(name), "_", "-") }
 
-// trailers has the announced trailers passed on, but for those that a transform touches. Their values come when the body
-// has ended.
+// trailers has the announced trailers passed on, but for those that a transform touches. Their values come when the
+// body has ended.
 func trailers(in, out *http.Request, t *policy.Transform) {
 	out.Trailer = nil
 	if len(in.Trailer) == 0 || out.Body == nil {
@@ -265,7 +266,7 @@ type trailedBody struct {
 
 func (b *trailedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err == io.EOF { //nolint:errorlint // a reader's own end
+	if err == io.EOF {
 		for name := range b.kept {
 			b.kept[name] = b.in.Trailer[name]
 		}

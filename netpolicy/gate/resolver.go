@@ -142,8 +142,9 @@ const (
 	maxNoTTL  = 30 * time.Second // for "there is no such thing"
 )
 
-// cache keeps answers for one sandbox, for as long as they say, so that the address a guest is told and the one that the
-// proxy dials are mostly the same. It is not shared between sandboxes: what one asked shows in the time of the next.
+// cache keeps answers for one sandbox, for as long as they say, so that the address a guest is told and the one that
+// the proxy dials are mostly the same. It is not shared between sandboxes: what one asked shows in the time of the
+// next.
 type cache struct {
 	mu sync.Mutex
 	m  map[dns.Question]cached

@@ -167,9 +167,12 @@ func maybeHTTP(b []byte) bool {
 			return false
 		}
 	}
+	s := strings.TrimSuffix(string(line), "\r")
+	if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' }) {
+		return false
+	}
 	if !whole {
 		return true
 	}
-	s := strings.TrimSuffix(string(line), "\r")
 	return hasMethod && (strings.HasSuffix(s, " HTTP/1.1") || strings.HasSuffix(s, " HTTP/1.0"))
 }

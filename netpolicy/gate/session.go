@@ -81,8 +81,9 @@ func (s *Session) Replace(plan *policy.Plan) error {
 	return nil
 }
 
-// Cut ends the connections that the plan in force would not let in as they are: no longer allowed, to an address that is
-// no longer open, or to a domain whose transform has changed. It gives how many. When it returns, nothing of them runs.
+// Cut ends the connections that the plan in force would not let in as they are: no longer allowed, to an address that
+// is no longer open, or to a domain whose transform has changed. It gives how many. When it returns, nothing of them
+// runs.
 func (s *Session) Cut() int {
 	s.mu.Lock()
 	var cut []*flow

@@ -53,7 +53,8 @@ func newTerminator(s *Session) *terminator {
 	t.server = &http.Server{
 		Handler: http.HandlerFunc(t.serveHTTP), ReadHeaderTimeout: requestHeadTime, IdleTimeout: idleTime,
 		MaxHeaderBytes: 2 * s.limits.HelloBytes, ConnContext: withFlow, TLSConfig: t.tls,
-		HTTP2:       &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerStream: 1 << 20, MaxReceiveBufferPerConnection: 4 << 20},
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerStream: 1 << 20,
+			MaxReceiveBufferPerConnection: 4 << 20},
 		ErrorLog:    log.New(io.Discard, "", 0),
 		BaseContext: func(net.Listener) context.Context { return s.ctx },
 	}
@@ -224,7 +225,7 @@ func (t *terminator) dialUpstream(addr string, conf *tls.Config) (net.Conn, erro
 	}
 	ctx, cancel := context.WithTimeout(t.s.ctx, t.s.limits.DialTime)
 	defer cancel()
-	raw, _, err := t.s.dialName(ctx, name, uint16(port), func(a netip.Addr) (string, bool) {
+	raw, err := t.s.dialName(ctx, name, uint16(port), func(a netip.Addr) (string, bool) {
 		return t.s.Plan().Open(t.s.gate.cfg.Floor, a)
 	})
 	if err != nil {

@@ -206,7 +206,8 @@ func TestGoodRequestsOnOneConnection(t *testing.T) {
 		"POST /2 HTTP/1.1\r\nHost: api.example\r\nContent-Length: 5\r\n\r\nhello"+
 		"POST /3 HTTP/1.1\r\nHost: api.example\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum, X-Gone, X-Key\r\n\r\n"+
 		"5;ext=1\r\nhello\r\n00A\r\n0123456789\r\n0\r\nX-Sum: 1\r\nX-Gone: 2\r\nX-Key: 3\r\nX-Unannounced: 4\r\n\r\n"+
-		"GET https://api.example/4 HTTP/1.1\r\nHost: api.example\r\nConnection: X-Key, close\r\nX-Key: guest\r\nx-gone: 1\r\n\r\n")
+		"GET https://api.example/4 HTTP/1.1\r\nHost: api.example\r\nConnection: X-Key, close\r\n"+
+		"X-Key: guest\r\nx-gone: 1\r\n\r\n")
 	require.Equal(t, 4, strings.Count(answer, "HTTP/1.1 200 OK"), answer)
 	require.Equal(t, 4, up.count())
 	for i, r := range up.reqs {
@@ -236,7 +237,8 @@ func TestCoalescedStreamIsMisdirected(t *testing.T) {
 
 func TestUpstreamMustProveItsName(t *testing.T) {
 	w := newWorld(t)
-	w.record("api.up.example. 60 IN A 203.0.113.10", "self.up.example. 60 IN A 203.0.113.11", "plain.up.example. 60 IN A 203.0.113.12")
+	w.record("api.up.example. 60 IN A 203.0.113.10", "self.up.example. 60 IN A 203.0.113.11",
+		"plain.up.example. 60 IN A 203.0.113.12")
 	up := &seen{}
 	w.web("203.0.113.10:443", up, "other.example")
 	self := httptest.NewTLSServer(up)
@@ -247,7 +249,8 @@ func TestUpstreamMustProveItsName(t *testing.T) {
 	w.web("203.0.113.12:443", up)
 	g := w.node().guest(transform("*.up.example", map[string]string{"X-Key": secret}))
 	for name, why := range map[string]string{
-		"api.up.example": "not valid for the name", "self.up.example": "not valid for the name", "plain.up.example": "handshake",
+		"api.up.example": "not valid for the name", "self.up.example": "not valid for the name",
+		"plain.up.example": "handshake",
 	} {
 		for _, h2 := range []bool{false, true} {
 			res, err := g.client("203.0.113.66:443", h2).Get("https://" + name + "/")
@@ -271,10 +274,11 @@ func TestUpstreamBelowTheFloor(t *testing.T) {
 }
 
 func TestRedirectsAreNotFollowed(t *testing.T) {
-	g := api(t, http.RedirectHandler("https://evil.example/", 302), transform("api.example", map[string]string{"X-Key": secret}))
+	g := api(t, http.RedirectHandler("https://evil.example/", http.StatusFound), transform("api.example",
+		map[string]string{"X-Key": secret}))
 	res, err := g.client("203.0.113.66:443", true).Get("https://api.example/")
 	body(t, res, err)
-	require.Equal(t, 302, res.StatusCode)
+	require.Equal(t, http.StatusFound, res.StatusCode)
 	require.Len(t, g.dials(), 1)
 	_, err = g.tls("203.0.113.66:443", "evil.example")
 	require.ErrorContains(t, err, "access denied")
@@ -368,30 +372,32 @@ func TestHundredStreamsAtOnce(t *testing.T) {
 	var all sync.WaitGroup
 	all.Add(streams)
 	g := api(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		all.Done()
-		all.Wait() // none is answered before all are there
+		if r.URL.Path != "/first" {
+			all.Done()
+			all.Wait() // none is answered before all are there
+		}
 		_, _ = io.WriteString(w, r.URL.RawQuery+" "+r.Header.Get("X-Key"))
 	}), transform("api.example", map[string]string{"X-Key": "k"}))
 	client := g.client("203.0.113.66:443", true)
-	res, err := client.Get("https://api.example/")
-	_ = res
-	_ = err
+	res, err := client.Get("https://api.example/first") // one connection, which the rest will share
+	require.Equal(t, " k", body(t, res, err))
 	var wg sync.WaitGroup
-	for i := range streams - 1 {
+	for i := range streams {
 		wg.Go(func() {
 			res, err := client.Get(fmt.Sprintf("https://api.example/?%d", i))
-			if err == nil {
-				b, _ := io.ReadAll(res.Body)
-				_ = res.Body.Close()
-				if string(b) != fmt.Sprintf("%d k", i) || res.ProtoMajor != 2 {
-					t.Errorf("stream %d: %q", i, b)
-				}
-			} else {
+			if err != nil {
 				t.Error(err)
+				return
+			}
+			b, _ := io.ReadAll(res.Body)
+			_ = res.Body.Close()
+			if string(b) != fmt.Sprintf("%d k", i) || res.ProtoMajor != 2 {
+				t.Errorf("stream %d: %q", i, b)
 			}
 		})
 	}
 	wg.Wait()
+	require.Len(t, g.dials(), 1, "they share the upstream's connection as well")
 }
 
 // webSocket asks for one and gives the connection, and the answer's status line.
@@ -399,12 +405,14 @@ func (g *guest) webSocket(name string) (*tls.Conn, *bufio.Reader, string) {
 	g.t.Helper()
 	conn, err := g.tls("203.0.113.66:443", name, "http/1.1")
 	require.NoError(g.t, err)
-	_, err = io.WriteString(conn, "GET /ws HTTP/1.1\r\nHost: "+name+"\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"+
-		"Sec-WebSocket-Key: x\r\nX-Key: guest\r\n\r\n")
+	_, err = io.WriteString(conn,
+		"GET /ws HTTP/1.1\r\nHost: "+name+"\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"+
+			"Sec-WebSocket-Key: x\r\nX-Key: guest\r\n\r\n")
 	require.NoError(g.t, err)
 	in := bufio.NewReader(conn)
 	res, err := http.ReadResponse(in, nil)
 	require.NoError(g.t, err)
+	require.NoError(g.t, res.Body.Close())
 	return conn, in, res.Status
 }
 
@@ -432,7 +440,8 @@ func TestWebSocket(t *testing.T) {
 	conn, in, status := g.webSocket("api.example")
 	require.Equal(t, "101 Switching Protocols", status)
 	require.Equal(t, secret, <-key)
-	for _, msg := range []string{"\x81\x05hello", "bytes of another protocol\n\nGET / HTTP/1.1\n", strings.Repeat("x", 100<<10)} {
+	for _, msg := range []string{"\x81\x05hello", "bytes of another protocol\n\nGET / HTTP/1.1\n", strings.Repeat("x",
+		100<<10)} {
 		_, err := io.WriteString(conn, msg)
 		require.NoError(t, err)
 		got := make([]byte, len(msg))
@@ -457,8 +466,9 @@ func TestUpgradesThatAreNone(t *testing.T) {
 
 	up := &seen{}
 	g = api(t, up, transform("api.example", nil))
-	answer = g.raw("api.example", "GET / HTTP/1.1\r\nHost: api.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"+
-		"GET /2 HTTP/1.1\nHost: api.example\n\n")
+	answer = g.raw("api.example",
+		"GET / HTTP/1.1\r\nHost: api.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"+
+			"GET /2 HTTP/1.1\nHost: api.example\n\n")
 	require.Equal(t, 1, strings.Count(answer, "HTTP/1.1 200"))
 	require.Contains(t, answer, "Connection: close")
 	require.Equal(t, 1, up.count())
@@ -517,6 +527,7 @@ func TestCutEndsRequestsUnderWay(t *testing.T) {
 			res, err := g.client("203.0.113.66:443", h2).Do(req)
 			if err == nil {
 				_, err = io.ReadAll(res.Body)
+				_ = res.Body.Close()
 			}
 			failed <- err
 		}()
@@ -576,7 +587,8 @@ func TestLargeBodies(t *testing.T) {
 	_, err := io.Copy(whole, stream(size))
 	require.NoError(t, err)
 	want := sum(whole)
-	for name, p := range map[string]policy.Policy{"transform": transform("api.example", nil), "tunnel": custom("api.example")} {
+	for name, p := range map[string]policy.Policy{"transform": transform("api.example", nil),
+		"tunnel": custom("api.example")} {
 		for _, h2 := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s h2 %v", name, h2), func(t *testing.T) {
 				g := api(t, h, p)
@@ -617,7 +629,8 @@ func TestCAIsTheSameEverywhere(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, a.CertPEM(), b.CertPEM())
 	digest := sha256.Sum256(a.CertPEM())
-	require.Equal(t, "5758d564185569c049656f5a83be9774ca14b9ada143e202315b44e6b3ee8528", hex.EncodeToString(digest[:]), "nodes of other versions make the same bytes")
+	require.Equal(t, "5758d564185569c049656f5a83be9774ca14b9ada143e202315b44e6b3ee8528", hex.EncodeToString(digest[:]),
+		"nodes of other versions make the same bytes")
 	other, err := gate.CAFromSeed([32]byte{4})
 	require.NoError(t, err)
 	require.NotEqual(t, a.CertPEM(), other.CertPEM())
@@ -628,7 +641,8 @@ func TestLeaves(t *testing.T) {
 	g := api(t, hello, transform("*.up.example", nil))
 	g.record("a.b.c.up.example. 60 IN A 203.0.113.10")
 	var serials []string
-	for _, name := range []string{"api.up.example", "API.Up.Example", "a.b.c.up.example", strings.Repeat("x", 63) + "." + strings.Repeat("y", 63) + ".up.example"} {
+	for _, name := range []string{"api.up.example", "API.Up.Example", "a.b.c.up.example", strings.Repeat("x",
+		63) + "." + strings.Repeat("y", 63) + ".up.example"} {
 		conn, err := g.tls("203.0.113.66:443", name)
 		require.NoError(t, err)
 		leaf := conn.ConnectionState().PeerCertificates[0]

@@ -32,7 +32,7 @@ func (f *flow) tunnel(early *ahead) {
 func (f *flow) connect(early *ahead) (upstream net.Conn, first []byte, err error) {
 	switch {
 	case f.ruling.way == toName:
-		upstream, _, err = f.s.dialName(f.ctx, f.ruling.name, f.to.Port(), f.found)
+		upstream, err = f.s.dialName(f.ctx, f.ruling.name, f.to.Port(), f.found)
 	case early != nil:
 		return early.take()
 	default:

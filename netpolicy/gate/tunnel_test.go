@@ -135,7 +135,8 @@ func TestHalfClose(t *testing.T) {
 	got, err := io.ReadAll(conn)
 	require.NoError(t, err)
 	require.Equal(t, "beginning and the end", string(got))
-	require.Eventually(t, func() bool { return g.Log(1)[0].Up == 9 && g.Log(1)[0].Down == 21 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return g.Log(1)[0].Up == 9 && g.Log(1)[0].Down == 21 }, 10*time.Second,
+		time.Millisecond)
 }
 
 func TestFloorHoldsForAddressesAndNames(t *testing.T) {
@@ -180,11 +181,10 @@ func TestFloorHoldsForAddressesAndNames(t *testing.T) {
 func TestRebindingBetweenQueries(t *testing.T) {
 	w := newWorld(t)
 	w.record("rebind.example. 0 IN A 203.0.113.10")
-	w.echo("203.0.113.10:80")
+	w.web("203.0.113.10:80", hello)
 	g := w.node().guest(custom("rebind.example"))
 	res, err := g.client("203.0.113.10:80", false).Get("http://rebind.example/")
-	require.Error(t, err, "an echo is no HTTP server, but it was reached")
-	_ = res
+	require.Equal(t, "hello rebind.example", body(t, res, err))
 	require.Equal(t, []netip.AddrPort{netip.MustParseAddrPort("203.0.113.10:80")}, w.dials())
 	w.forgetRecord("rebind.example. A")
 	w.record("rebind.example. 0 IN A 127.0.0.1")

@@ -19,6 +19,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -137,7 +138,8 @@ func (w *world) web(at string, h http.Handler, names ...string) *http.Server {
 	srv := &http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0)}
 	l := w.listen(at)
 	if len(names) > 0 {
-		srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{w.certificate(names...)}, NextProtos: []string{"h2", "http/1.1"}}
+		srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{w.certificate(names...)}, NextProtos: []string{"h2",
+			"http/1.1"}}
 		go func() { _ = srv.ServeTLS(l, "", "") }()
 	} else {
 		go func() { _ = srv.Serve(l) }()
@@ -187,12 +189,24 @@ func (w *world) questions() []dns.Question {
 	return append([]dns.Question(nil), w.asked...)
 }
 
+// listenBoth finds a port that is free for UDP and TCP alike: one that is free for UDP may be another process's for TCP.
+func listenBoth(t testing.TB) (udp net.PacketConn, tcp net.Listener) {
+	t.Helper()
+	for range 20 {
+		udp, err := net.ListenPacket("udp4", "127.0.0.1:0")
+		require.NoError(t, err)
+		if tcp, err := net.Listen("tcp4", udp.LocalAddr().String()); err == nil {
+			return udp, tcp
+		}
+		require.NoError(t, udp.Close())
+	}
+	t.Fatal("no port is free for UDP and TCP alike")
+	return nil, nil
+}
+
 // resolver is the node's upstream.
 func (w *world) resolver() {
-	udp, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	require.NoError(w.t, err)
-	tcp, err := net.Listen("tcp4", udp.LocalAddr().String())
-	require.NoError(w.t, err)
+	udp, tcp := listenBoth(w.t)
 	w.dns = netip.MustParseAddrPort(udp.LocalAddr().String())
 	handler := dns.HandlerFunc(func(rw dns.ResponseWriter, m *dns.Msg) {
 		out := w.lookup(m)
@@ -258,7 +272,8 @@ type node struct {
 func (w *world) node(change ...func(*gate.Config)) *node {
 	n := &node{world: w, metrics: prometheus.NewRegistry()}
 	cfg := gate.Config{
-		Floor:     policy.NewFloor([]netip.Prefix{netip.MustParsePrefix("198.51.100.1/32")}, []netip.Prefix{netip.MustParsePrefix("198.51.100.2/32")}, nil),
+		Floor: policy.NewFloor([]netip.Prefix{netip.MustParsePrefix("198.51.100.1/32")},
+			[]netip.Prefix{netip.MustParsePrefix("198.51.100.2/32")}, nil),
 		Resolvers: []netip.AddrPort{w.dns}, Dial: w.dial, Roots: w.roots(), Metrics: n.metrics,
 		Logger: slog.New(slog.NewTextHandler(w.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
@@ -278,7 +293,8 @@ type guest struct {
 	*gate.Session
 	tcp, dnsUDP, dnsTCP string
 	ca                  *gate.CA
-	chosen              sync.Map // local address to original destination
+	chosen              sync.Map      // local address to original destination
+	programs            atomic.Uint32 // where connections go that the test did not make itself: a port; 0 for nowhere
 }
 
 func (n *node) guest(p policy.Policy) *guest {
@@ -314,7 +330,10 @@ func (g *guest) replace(p policy.Policy) int {
 }
 
 func (g *guest) original(conn net.Conn) (netip.AddrPort, error) {
-	for range 5000 {
+	for i := range 5000 {
+		if port := g.programs.Load(); port != 0 && i == 20 {
+			return netip.AddrPortFrom(netip.MustParseAddr("203.0.113.66"), uint16(port)), nil
+		}
 		if to, ok := g.chosen.Load(conn.RemoteAddr().String()); ok {
 			return to.(netip.AddrPort), nil
 		}
@@ -326,12 +345,19 @@ func (g *guest) original(conn net.Conn) (netip.AddrPort, error) {
 // dialTo connects as a guest does to an address of its choice.
 func (g *guest) dialTo(to string) net.Conn {
 	g.t.Helper()
-	conn, err := net.Dial("tcp4", g.tcp)
+	conn, err := g.tryTo(to)
 	require.NoError(g.t, err)
-	g.t.Cleanup(func() { _ = conn.Close() })
-	require.NoError(g.t, conn.SetDeadline(time.Now().Add(30*time.Second)))
-	g.chosen.Store(conn.LocalAddr().String(), netip.MustParseAddrPort(to))
 	return conn
+}
+
+func (g *guest) tryTo(to string) (net.Conn, error) {
+	conn, err := net.Dial("tcp4", g.tcp)
+	if err != nil {
+		return nil, err
+	}
+	g.t.Cleanup(func() { _ = conn.Close() })
+	g.chosen.Store(conn.LocalAddr().String(), netip.MustParseAddrPort(to))
+	return conn, conn.SetDeadline(time.Now().Add(30 * time.Second))
 }
 
 // trust is what a guest trusts: its CA and the world's.
@@ -351,7 +377,10 @@ func (g *guest) client(to string, h2 bool) *http.Client {
 		TLSClientConfig: &tls.Config{RootCAs: g.trust()}, Protocols: protocols,
 	}
 	g.t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return &http.Client{Transport: tr, CheckRedirect: func(*http.Request,
+		[]*http.Request) error {
+		return http.ErrUseLastResponse
+	}}
 }
 
 func body(t testing.TB, res *http.Response, err error) string {
@@ -390,7 +419,8 @@ func custom(domains ...string) policy.Policy {
 }
 
 func transform(domain string, inject map[string]string, strip ...string) policy.Policy {
-	return policy.Policy{Mode: policy.ModeCustom, Transforms: []policy.Transform{{Domain: domain, Inject: inject, Strip: strip}}}
+	return policy.Policy{Mode: policy.ModeCustom, Transforms: []policy.Transform{{Domain: domain, Inject: inject,
+		Strip: strip}}}
 }
 
 func roundTrip(t testing.TB, conn net.Conn, msg string) {

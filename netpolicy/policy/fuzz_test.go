@@ -12,7 +12,8 @@ import (
 
 // Whatever string a guest sends for a name: canonical is canonical, and holds nothing that anybody reads differently.
 func FuzzCanonicalName(f *testing.F) {
-	for _, s := range []string{"example.com", "A.b.", "a\x00.b", "1.2.3.4", "xn--bcher-kva.example", "bücher.example", "a..b"} {
+	for _, s := range []string{"example.com", "A.b.", "a\x00.b", "1.2.3.4", "xn--bcher-kva.example", "bücher.example",
+		"a..b"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

@@ -92,7 +92,7 @@ func (n *names[T]) find(name string) (pattern string, value T, ok bool) {
 func Compile(p Policy) (*Plan, error) {
 	p, problems := Canonical(p)
 	if len(problems) > 0 {
-		return nil, fmt.Errorf("network policy: %w", problems[0])
+		return nil, fmt.Errorf("network policy: %s %s", problems[0].Field, problems[0].Message)
 	}
 	plan := &Plan{mode: p.Mode}
 	for _, d := range p.AllowDomains {
@@ -165,8 +165,11 @@ func (p *Plan) Name(name string) Verdict {
 // Addr decides by an address alone: mode allow-all, or the most specific range of allow_cidrs that holds it. The floor
 // is not looked at; Reach does both.
 func (p *Plan) Addr(a netip.Addr) (rule string, ok bool) {
-	if p.Mode() == ModeAllowAll {
+	switch p.Mode() {
+	case ModeAllowAll:
 		return RuleAllowAll, true
+	case ModeDenyAll:
+		return RuleDenyAll, false
 	}
 	return p.listed(a)
 }

@@ -60,7 +60,8 @@ func TestCanonicalName(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	plan := compile(t, policy.Policy{
-		Mode: policy.ModeCustom, AllowDomains: []string{"example.com", "*.Wild.example.", "*.deep.wild.example", "both.tf.example"},
+		Mode: policy.ModeCustom, AllowDomains: []string{"example.com", "*.Wild.example.", "*.deep.wild.example",
+			"both.tf.example"},
 		Transforms: []policy.Transform{{Domain: "*.tf.example"}, {Domain: "api.tf.example"}, {Domain: "*.a.tf.example"}},
 	})
 	for name, want := range map[string]string{
@@ -118,7 +119,8 @@ func TestModes(t *testing.T) {
 }
 
 func TestMostSpecificRange(t *testing.T) {
-	plan := compile(t, policy.Policy{Mode: policy.ModeCustom, AllowCIDRs: []string{"192.0.2.0/24", "0.0.0.0/0", "2001:db8::/32"}})
+	plan := compile(t, policy.Policy{Mode: policy.ModeCustom, AllowCIDRs: []string{"192.0.2.0/24", "0.0.0.0/0",
+		"2001:db8::/32"}})
 	for addr, want := range map[string]string{
 		"192.0.2.9": "allow_cidrs 192.0.2.0/24", "192.0.3.9": "allow_cidrs 0.0.0.0/0",
 		"::ffff:192.0.2.9": "allow_cidrs 192.0.2.0/24", "2001:db8::1": "allow_cidrs 2001:db8::/32",
@@ -133,7 +135,8 @@ func TestMostSpecificRange(t *testing.T) {
 }
 
 func TestFloor(t *testing.T) {
-	floor := policy.NewFloor(prefixes("198.51.100.7/32", "2001:db8::7/128"), prefixes("198.51.100.8/32", "::ffff:203.0.113.8/128"),
+	floor := policy.NewFloor(prefixes("198.51.100.7/32", "2001:db8::7/128"), prefixes("198.51.100.8/32",
+		"::ffff:203.0.113.8/128"),
 		prefixes("172.30.0.0/16"))
 	plans := map[string]*policy.Plan{
 		"all":    compile(t, policy.AllowAll()),
@@ -167,7 +170,8 @@ func TestFloor(t *testing.T) {
 func TestPrivateRanges(t *testing.T) {
 	var floor policy.Floor
 	all := compile(t, policy.AllowAll())
-	named := compile(t, policy.Policy{Mode: policy.ModeCustom, AllowDomains: []string{"a.example"}, AllowCIDRs: []string{"10.1.0.0/16"}})
+	named := compile(t, policy.Policy{Mode: policy.ModeCustom, AllowDomains: []string{"a.example"},
+		AllowCIDRs: []string{"10.1.0.0/16"}})
 	for _, a := range []string{"10.1.2.3", "10.2.0.1", "172.16.0.1", "172.31.9.9", "192.168.1.1", "100.64.0.1", "fd00::1",
 		"::ffff:10.1.2.3"} {
 		addr := netip.MustParseAddr(a)
@@ -240,7 +244,8 @@ func TestProblems(t *testing.T) {
 		{policy.Policy{Mode: "custom", Transforms: []policy.Transform{{Domain: "a.b", Inject: headers, Strip: many(51)}}},
 			[]string{"transforms[0].inject_headers", "transforms[0].strip_headers"}},
 		{policy.Policy{Mode: "custom", Transforms: []policy.Transform{{Domain: "a.b",
-			Inject: map[string]string{"A": "ok", "Host": "x", "b c": "x", "N": "a\r\nb", "R": "[redacted]", "a": "x", "Z": "x\x00",
+			Inject: map[string]string{"A": "ok", "Host": "x", "b c": "x", "N": "a\r\nb", "R": "[redacted]", "a": "x",
+				"Z": "x\x00",
 				"S": " x", "content-length": "1", "": "x", "Trailer": "y"},
 			Strip: []string{"A", "a", "Connection", "B"}}}},
 			[]string{"transforms[0].inject_headers.", "transforms[0].inject_headers.Host", "transforms[0].inject_headers.N",
@@ -268,8 +273,10 @@ func TestCanonicalPolicyIsACopy(t *testing.T) {
 		Transforms: []policy.Transform{{Domain: "*.B.Example", Inject: map[string]string{"X": "1"}, Strip: []string{"Y"}}}}
 	got, problems := policy.Canonical(given)
 	require.Empty(t, problems)
-	require.Equal(t, policy.Policy{Mode: "custom", AllowDomains: []string{"a.example"}, AllowCIDRs: []string{"2001:db8::/48"},
-		Transforms: []policy.Transform{{Domain: "*.b.example", Inject: map[string]string{"X": "1"}, Strip: []string{"Y"}}}}, got)
+	require.Equal(t, policy.Policy{Mode: "custom", AllowDomains: []string{"a.example"},
+		AllowCIDRs: []string{"2001:db8::/48"},
+		Transforms: []policy.Transform{{Domain: "*.b.example", Inject: map[string]string{"X": "1"},
+			Strip: []string{"Y"}}}}, got)
 	got.Transforms[0].Inject["X"], got.Transforms[0].Strip[0], got.AllowDomains[0] = "2", "Z", "c.d"
 	require.Equal(t, "1", given.Transforms[0].Inject["X"])
 	require.Equal(t, "Y", given.Transforms[0].Strip[0])
@@ -281,7 +288,7 @@ func TestNoSecretIsShown(t *testing.T) {
 		{Domain: "a.b", Inject: map[string]string{"Authorization": "s3cret", "Bad": "s3cret\n", "Host": "s3cret"}}}}
 	shown := fmt.Sprintf("%v %+v %#v %s %v %#v %v", p, p, p, p, p.Transforms[0], p.Transforms, p.LogValue())
 	for _, problem := range policy.Validate(p) {
-		shown += problem.Error()
+		shown += problem.Field + problem.Message
 	}
 	p.Transforms[0].Inject = map[string]string{"Authorization": "s3cret"}
 	plan := compile(t, p)

@@ -24,8 +24,6 @@ type Problem struct {
 	Message string
 }
 
-func (p Problem) Error() string { return p.Field + " " + p.Message }
-
 // Validate gives every fault of a policy, in the order of its fields; none for a policy that Compile takes.
 func Validate(p Policy) []Problem {
 	_, problems := Canonical(p)
