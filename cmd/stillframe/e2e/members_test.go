@@ -51,8 +51,12 @@ func TestDrainAndTransfer(t *testing.T) {
 	require.Contains(t, said, "drained-"+g.id)
 	require.NotEqual(t, owner, c.leader(c.others(owner)...))
 	require.True(t, other.member(owner.name()).Drained)
-	_, err := owner.api.RestoreSnapshot(within(t), client.RestoreSnapshot{SnapshotName: "drained-" + g.id})
-	requireUnavailable(t, err)
+	moved, err := owner.api.RestoreSnapshot(within(t), client.RestoreSnapshot{
+		SnapshotName: "drained-" + g.id, Timeout: 3600,
+	})
+	require.NoError(t, err, other.output())
+	require.NotEqual(t, owner, c.owner(moved.ID), "another node fetches the data")
+	require.Equal(t, g.memory, owner.exec(moved.ID, "cat /dev/shm/nonce"))
 	for range 3 {
 		sb, err := owner.api.CreateSandbox(within(t), small(""))
 		require.NoError(t, err)
