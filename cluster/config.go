@@ -50,8 +50,8 @@ type Config struct {
 	DeadServerCleanup time.Duration
 	// Version is of the program, for the status that other nodes ask for.
 	Version string
-	// StallTimeout is how long the disk under the log may hang before a leader gives up the lead; after twice that any node
-	// gives up itself.
+	// StallTimeout is how long the disk under the log may hang before a leader gives up the lead; after twice that any
+	// node gives up itself.
 	StallTimeout time.Duration
 	probe        func(dir string) error // nil: probeDisk
 	// FreshInterval is how often a node makes sure how far its state is: the age that a stale read tells is not much more

@@ -93,7 +93,8 @@ func (n *Node) takeIn(ctx context.Context, req joinRequest) (uint64, error) {
 		if err := n.applyAsLeader(ctx, cmd); err != nil {
 			return 0, err
 		}
-		n.log.Info("member is at an address", "of", string(req.Node), "name", req.Name, "address", req.Addr, "was", known.Addr)
+		n.log.Info("member is at an address", "of", string(req.Node), "name", req.Name, "address", req.Addr,
+			"was", known.Addr)
 	}
 	if err := n.setServer(req.Node, req.Addr); err != nil {
 		return 0, err
@@ -241,8 +242,9 @@ func (n *Node) everybody() []fsm.NodeID {
 	return out
 }
 
-// found writes the first membership into an empty log, once all founders are seen and none knows of a cluster: every one
-// of them writes the same. One that is missing may be the one that knows. A log that begins with a backup has it already.
+// found writes the first membership into an empty log, once all founders are seen and none knows of a cluster: every
+// one of them writes the same. One that is missing may be the one that knows. A log that begins with a backup has it
+// already.
 func (n *Node) found(ctx context.Context, founders []Server) (bool, error) {
 	answers := make([]error, len(founders))
 	var asking sync.WaitGroup

@@ -53,9 +53,7 @@ type Node struct {
 	positions rounds[uint64]   // asked of the leader
 	verified  rounds[struct{}] // by a majority, that this node leads
 
-	fresh      freshness
-	freshening chan struct{}      // closed when keepFresh has ended
-	stopFresh  context.CancelFunc // ends keepFresh
+	fresh freshness
 
 	stopRaft func() error // runs once: stops the library and waits for it
 	closeAll func() error // runs once: stops everything
@@ -79,7 +77,7 @@ func open(cfg Config) (_ *Node, err error) {
 	n := &Node{
 		cfg: cfg, id: cfg.Identity.ID(), log: cfg.Logger.With("node", string(cfg.Identity.ID())),
 		closing: make(chan struct{}), stopped: make(chan struct{}),
-		failed: make(chan struct{}), watching: make(chan struct{}), freshening: make(chan struct{}),
+		failed: make(chan struct{}), watching: make(chan struct{}),
 	}
 	if n.probe = cfg.probe; n.probe == nil {
 		n.probe = probeDisk
@@ -131,25 +129,16 @@ func open(cfg Config) (_ *Node, err error) {
 	}
 	notify := make(chan bool, 16)
 	rc := cfg.raft(notify)
-	blank, err := emptyLog(logs, snaps)
-	if err != nil {
-		return nil, err
-	}
-	if err = n.seed(logs, snaps); err != nil {
-		return nil, err
-	}
-	if err = n.prepare(rc, logs, snaps, blank); err != nil {
+	if err = n.prepare(rc, logs, snaps); err != nil {
 		return nil, err
 	}
 	if n.raft, err = raft.NewRaft(rc, n.machine, logs, n.store, snaps, n.trans); err != nil {
 		return nil, errors.Join(err, n.Failure())
 	}
 	go n.watch(notify)
-	ctx, cancel := context.WithCancel(context.Background())
-	n.stopFresh = cancel
-	go n.keepFresh(ctx)
 	n.serveCalls()
 	n.campaignAlone()
+	n.keep.Go(func() { n.keepFresh(n.life) })
 	n.keep.Go(func() { n.belong(n.life, cfg.Voters) })
 	n.keep.Go(func() { n.watchDisk(n.life) })
 	return n, nil
@@ -189,10 +178,17 @@ func reserveLog(path string) error {
 	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
 }
 
-// prepare writes the first membership of a sole voter into an empty log, and finds out whether the node may vote. Where
-// there are to be several, they look for each other first: see found. blank says that the log was empty when the node
-// started, if it was from a backup that it has anything now.
-func (n *Node) prepare(rc *raft.Config, logs raft.LogStore, snaps raft.SnapshotStore, blank bool) error {
+// prepare takes in a backup that the node is to start from, writes the first membership of a sole voter into an empty
+// log, and finds out whether the node may vote. Where there are to be several, they look for each other first: see
+// found.
+func (n *Node) prepare(rc *raft.Config, logs raft.LogStore, snaps raft.SnapshotStore) error {
+	blank, err := emptyLog(logs, snaps)
+	if err != nil {
+		return err
+	}
+	if err := n.seed(logs, snaps); err != nil {
+		return err
+	}
 	if alone := n.cfg.Voters; len(alone) == 1 && alone[0].ID == n.id {
 		n.trans.admit()
 		has, err := raft.HasExistingState(logs, n.store, snaps)
@@ -224,7 +220,8 @@ func (n *Node) campaignAlone() {
 func (n *Node) Addr() string { return string(n.trans.LocalAddr()) }
 
 // Failed is closed when the node has stopped for good: it met a log entry that it does not know (a newer version of the
-// program is likely needed), it was removed from the cluster, or its disk hangs. The process should say Failure and exit.
+// program is likely needed), it was removed from the cluster, or its disk hangs. The process should say Failure and
+// exit.
 func (n *Node) Failed() <-chan struct{} { return n.failed }
 
 // Failure says why Failed is closed; before that it is nil.
@@ -267,9 +264,7 @@ func (n *Node) close() error {
 	n.handOver()
 	n.shutGate()
 	n.keep.Wait()
-	n.stopFresh()
 	n.forward.stop()
-	<-n.freshening
 	<-n.watching
 	n.drain()
 	if err := errors.Join(n.stopRaft(), n.port.close(), n.store.Close()); err != nil {

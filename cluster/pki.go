@@ -82,7 +82,8 @@ func Init(dir string, members []Member) error {
 		return fmt.Errorf("make a cluster: %w", err)
 	}
 	for _, m := range members {
-		if err := ca.writeMember(filepath.Join(dir, m.Name), memberList{Version: memberListVersion, ID: m.ID, Members: members}); err != nil {
+		list := memberList{Version: memberListVersion, ID: m.ID, Members: members}
+		if err := ca.writeMember(filepath.Join(dir, m.Name), list); err != nil {
 			return fmt.Errorf("make a cluster: member %s: %w", m.Name, err)
 		}
 	}
@@ -93,8 +94,8 @@ func Init(dir string, members []Member) error {
 	return nil
 }
 
-// Add makes the identity folder dir/NAME of a node that is to join the cluster whose CA is in dir. The node joins at its
-// first start: it finds the others by the member lists of the folders that are in dir.
+// Add makes the identity folder dir/NAME of a node that is to join the cluster whose CA is in dir. The node joins at
+// its first start: it finds the others by the member lists of the folders that are in dir.
 func Add(dir string, m Member) error {
 	ca, err := readCA(dir)
 	if err != nil {

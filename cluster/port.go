@@ -121,8 +121,8 @@ func (p *port) close() error {
 	return err
 }
 
-// cut ends every connection of the port at once and takes no more, without waiting for anything: the others are to notice
-// that this node is gone.
+// cut ends every connection of the port at once and takes no more, without waiting for anything: the others are to
+// notice that this node is gone.
 func (p *port) cut() {
 	p.cancel()
 	_ = p.listener.Close()

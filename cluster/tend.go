@@ -9,8 +9,8 @@ import (
 	"stillframe/fsm"
 )
 
-// tend keeps Raft's membership as the state and the nodes' health want it, one change a round: who was removed goes, who
-// has caught up votes, and a voter that is gone for long loses its vote where that was asked for.
+// tend keeps Raft's membership as the state and the nodes' health want it, one change a round: who was removed goes,
+// who has caught up votes, and a voter that is gone for long loses its vote where that was asked for.
 func (s *supervision) tend(ctx context.Context) {
 	n := s.n
 	servers := n.raft.GetConfiguration().Configuration().Servers

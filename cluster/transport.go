@@ -97,8 +97,8 @@ func (t transport) admitted() bool { return t.voting.Load() }
 // errUnproven is what a candidate hears from a node that may have forgotten (see fileUnproven).
 var errUnproven = errors.New("this node does not vote: it may lack what it once had")
 
-// RequestPreVote implements raft.WithPreVote. A node that may not vote does not stand for election either: with one that
-// is behind, it would be a majority.
+// RequestPreVote implements raft.WithPreVote. A node that may not vote does not stand for election either: with one
+// that is behind, it would be a majority.
 func (t transport) RequestPreVote(
 	id raft.ServerID, at raft.ServerAddress, req *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse,
 ) error {

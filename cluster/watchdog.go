@@ -11,9 +11,9 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// A leader whose disk hangs without an error does not step down by itself: its heartbeats need no disk, and its followers
-// wait. So the disk under the log is written to and synced all the time, by a goroutine of its own, for it may never
-// return.
+// A leader whose disk hangs without an error does not step down by itself: its heartbeats need no disk, and its
+// followers wait. So the disk under the log is written to and synced all the time, by a goroutine of its own, for it
+// may never return.
 
 // errDiskStalled says that the disk under the log hangs.
 var errDiskStalled = errors.New("the disk under the log hangs: nothing that was written to it was synced in time")
@@ -28,9 +28,9 @@ func probeDisk(dir string) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// watchDisk gives up the leadership when the disk has hung for StallTimeout, and the node after twice that, whether it led
-// or not: a follower that cannot write is no follower. A sole voter has nobody to make room for and goes on waiting. An
-// error of the disk is not its business; the library stumbles over that by itself.
+// watchDisk gives up the leadership when the disk has hung for StallTimeout, and the node after twice that, whether it
+// led or not: a follower that cannot write is no follower. A sole voter has nobody to make room for and goes on
+// waiting. An error of the disk is not its business; the library stumbles over that by itself.
 func (n *Node) watchDisk(ctx context.Context) {
 	ticker := time.NewTicker(max(n.cfg.StallTimeout/stallProbes, time.Millisecond))
 	defer ticker.Stop()
@@ -70,7 +70,8 @@ func (n *Node) awaitSync(ctx context.Context, synced <-chan error) bool {
 	leading := n.raft.State() == raft.Leader
 	if n.otherVoters() == 0 {
 		select {
-		case <-synced:
+		case err := <-synced:
+			n.log.Warn("the disk under the log goes on", "after", time.Since(begun), "error", err)
 			return true
 		case <-ctx.Done():
 			return false
@@ -86,8 +87,8 @@ func (n *Node) awaitSync(ctx context.Context, synced <-chan error) bool {
 	end := time.NewTimer(n.cfg.StallTimeout)
 	defer end.Stop()
 	select {
-	case <-synced:
-		n.log.Warn("the disk under the log goes on", "after", time.Since(begun))
+	case err := <-synced:
+		n.log.Warn("the disk under the log goes on", "after", time.Since(begun), "error", err)
 		return true
 	case <-ctx.Done():
 		return false

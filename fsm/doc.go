@@ -31,7 +31,6 @@
 // # Not guaranteed
 //
 // Nothing here knows whether a node is alive, and nothing fails an intent by itself: the leader (MarkNode) and the
-// owners (Complete) propose that. A thing that is gone from here may still be on a node that is lost. Proposers'
-// clocks may disagree, and Now may go back from one command to the next: retention and timeouts are as good as those
-// clocks.
+// owners (Complete) propose that. A thing that is gone from here may still be on a node that is lost. Proposers' clocks
+// may disagree, and Now may go back from one command to the next: retention and timeouts are as good as those clocks.
 package fsm

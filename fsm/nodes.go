@@ -213,6 +213,11 @@ func (d *draft) applyRemoveNode(c RemoveNode) *Error {
 		d.dropSandbox(sb.ID)
 	}
 	for _, sn := range snapshots {
+		// A sandbox that another node restored from it lives on, and is from nowhere.
+		for _, sb := range follow(d.snapshotSandboxes, joined(string(sn.ID), ""), d.Sandbox) {
+			sb.Snapshot = ""
+			d.putSandbox(sb)
+		}
 		d.dropSnapshot(sn.ID)
 	}
 	d.putNode(Node{ID: n.ID, Name: n.Name, Epoch: n.Epoch + 1, RegisteredAt: n.RegisteredAt, RemovedAt: c.Now})

@@ -76,7 +76,7 @@ func TestNothingIsPutOnALostNode(t *testing.T) {
 	w.ready("sbx-1", "snap-1", "base")
 	w.ok(w.mark(true))
 	w.refused(w.create("sbx-3"), KindUnavailable, "1 lost")
-	w.refused(w.snap("sbx-1", "snap-2", "more"), KindUnavailable, "node first, on which it is, has not answered since 2026-")
+	w.refused(w.snap("sbx-1", "snap-2", "more"), KindUnavailable, "node first, on which it is, has not answered since")
 	w.refused(w.restore("base", "sbx-4"), KindUnavailable, "does not answer")
 
 	// What may be deleted is gone at once.
@@ -168,6 +168,27 @@ func TestRemoveNodeThatHoldsThings(t *testing.T) {
 	_, taken := w.s.SnapshotByName("org-a", "base")
 	require.False(t, taken)
 	w.refused(w.create("sbx-3"), KindUnavailable, "no node is registered")
+}
+
+// TestRemoveNodeWithClonesElsewhere removes the node of a snapshot that another one has restored.
+func TestRemoveNodeWithClonesElsewhere(t *testing.T) {
+	w := newWorld(t)
+	w.running("sbx-1")
+	w.ready("sbx-1", "snap-1", "base")
+	sn := w.snapshot("snap-1")
+	w.ok(RegisterNode{Now: w.now, Node: Node{
+		ID: "node-1", Name: "first", Level: Level, Capacity: Capacity{VCPU: 1, MemoryMiB: 1, DiskMiB: 1},
+	}})
+	w.ok(RegisterNode{Now: w.now, Node: Node{
+		ID: "node-2", Name: "second", Level: Level, Capacity: Capacity{VCPU: 9, MemoryMiB: 1 << 20, DiskMiB: 1 << 20},
+		VMM: sn.Manifest.VMM, VMMVersion: sn.Manifest.VMMVersion, CPUFingerprint: sn.Manifest.CPUFingerprint,
+	}})
+	in := w.ok(w.restore("base", "sbx-2")).Intent
+	require.Equal(t, NodeID("node-2"), in.Owner)
+	w.done(in, nil)
+	w.ok(RemoveNode{Now: w.now, Node: "node-1", Force: true})
+	require.Equal(t, SandboxRunning, w.sandbox("sbx-2").State)
+	require.Empty(t, w.sandbox("sbx-2").Snapshot)
 }
 
 func TestDrain(t *testing.T) {

@@ -13,9 +13,9 @@ import (
 )
 
 // ResumeLeftPaused resumes the VMs in a data folder that an earlier daemon left paused, by what the folder alone tells,
-// so that none of them waits for the log. A sandbox that was born stands still only for a snapshot, whose instant is over
-// when its daemon is; one that was not is left alone, for its birth is done again from the start. It must not run beside
-// an Owner. A VMM that does not answer is given up after a while: the take-up tries again.
+// so that none of them waits for the log. A sandbox that was born stands still only for a snapshot, whose instant is
+// over when its daemon is; one that was not is left alone, for its birth is done again from the start. It must not run
+// beside an Owner. A VMM that does not answer is given up after a while: the take-up tries again.
 func ResumeLeftPaused(ctx context.Context, dataDir string, log *slog.Logger) {
 	born, err := filepath.Glob(machineFiles{filepath.Join(dataDir, "sandboxes", "sbx-*")}.born())
 	if err != nil {

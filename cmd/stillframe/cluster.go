@@ -76,9 +76,10 @@ func clusterAdd(env cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add --dir DIR NAME=HOST:PORT",
 		Short: "Make the identity folder of a node that is to join a cluster",
-		Long: `Make DIR/NAME, the identity folder of a new node, with the authority in DIR: the folder that "stillframe cluster init"
-made, with the folders of the members in it. Take the new folder to its host and start the node with "stillframe server
---cluster": it finds the others and joins, at first without a vote, and gets one when it has caught up.
+		Long: `Make DIR/NAME, the identity folder of a new node, with the authority in DIR: the folder that "stillframe
+cluster init" made, with the folders of the members in it. Take the new folder to its host and start the node with
+"stillframe server --cluster": it finds the others and joins, at first without a vote, and gets one when it has caught
+up.
 
 HOST:PORT is where the other nodes reach it.`,
 		Example: "  stillframe cluster add --dir ./prod d=10.0.0.4:7071",
@@ -94,7 +95,8 @@ HOST:PORT is where the other nodes reach it.`,
 			if err := cluster.Add(dir, members[0]); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(env.Out, "%s\t%s\t%s\n", members[0].Name, members[0].ID, filepath.Join(dir, members[0].Name))
+			m := members[0]
+			_, err = fmt.Fprintf(env.Out, "%s\t%s\t%s\n", m.Name, m.ID, filepath.Join(dir, m.Name))
 			return err
 		},
 	}

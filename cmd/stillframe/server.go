@@ -118,10 +118,10 @@ folder.`,
 	f.add(cmd, "127.0.0.1:7070")
 	cmd.Flags().StringVar(&f.cfg.RaftListen, "raft", "", "host:port to listen at for other nodes (default: this node's "+
 		"address in the member list)")
-	cmd.Flags().StringVar(&f.cfg.Advertise, "advertise", "", "host:port at which other nodes reach this one, when that is "+
-		"no longer as in the member list")
-	cmd.Flags().DurationVar(&f.cfg.DeadServerCleanup, "dead-server-cleanup", 0, "how long a voter must be gone to lose its "+
-		"vote until it is back, where three healthy ones are left: the same on all nodes (default: it keeps it)")
+	cmd.Flags().StringVar(&f.cfg.Advertise, "advertise", "", "host:port at which other nodes reach this one, when "+
+		"that is no longer as in the member list")
+	cmd.Flags().DurationVar(&f.cfg.DeadServerCleanup, "dead-server-cleanup", 0, "how long a voter must be gone to lose "+
+		"its vote until it is back, where three healthy ones are left: the same on all nodes (default: it keeps it)")
 	cmd.Flags().DurationVar(&f.cfg.NodeLease, "node-lease", 0, "how long a node may be silent before the leader gives it "+
 		"up: the same on all nodes (default 30s)")
 	cmd.Flags().StringVar(&f.cfg.Cluster, "cluster", "",

@@ -51,8 +51,8 @@ type Drain struct {
 	Undo     bool   `json:"undo,omitempty"`     // let the node take sandboxes again
 }
 
-// Transfer hands the leadership to a node, given by its name or id, or with "" to the fittest. Admin socket only, as all
-// of this file.
+// Transfer hands the leadership to a node, given by its name or id, or with "" to the fittest. Admin socket only, as
+// all of this file.
 func (c *Client) Transfer(ctx context.Context, node string) (Transferred, error) {
 	in := map[string]string{}
 	if node != "" {

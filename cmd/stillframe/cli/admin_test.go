@@ -128,9 +128,11 @@ func TestNoAdminSocket(t *testing.T) {
 
 func TestOperations(t *testing.T) {
 	data := serveAdmin(t, map[string]reply{
-		`POST /admin/v1/cluster/transfer {}`:                    {200, `{"leader":"n-1","name":"a"}`},
-		`POST /admin/v1/cluster/transfer {"node":"b"}`:          {200, `{"leader":"n-2","name":"b"}`},
-		`POST /admin/v1/cluster/drain {"node":"b"}`:             {200, `{"node":"n-2","name":"b","drained":true,"sandboxes":3}`},
+		`POST /admin/v1/cluster/transfer {}`:           {200, `{"leader":"n-1","name":"a"}`},
+		`POST /admin/v1/cluster/transfer {"node":"b"}`: {200, `{"leader":"n-2","name":"b"}`},
+		`POST /admin/v1/cluster/drain {"node":"b"}`: {
+			200, `{"node":"n-2","name":"b","drained":true,"sandboxes":3}`,
+		},
 		`POST /admin/v1/cluster/drain {"node":"b","undo":true}`: {200, `{"node":"n-2","name":"b","sandboxes":3}`},
 		`POST /admin/v1/cluster/drain {"node":"b","snapshot":true}`: {200, `{"node":"n-2","name":"b","drained":true,` +
 			`"sandboxes":1,"snapshots":[{"sandbox_id":"sbx-1","snapshot_id":"snap-1","name":"drained-sbx-1"},` +
@@ -143,7 +145,8 @@ func TestOperations(t *testing.T) {
 	require.Contains(t, w.does("cluster", "transfer", "--data", data), "n-1")
 	require.Equal(t, "n-2\n", w.does("cluster", "transfer", "b", "-q", "--data", data))
 	require.Equal(t, "b drained; 3 sandboxes are on it\n", w.does("cluster", "drain", "b", "--data", data))
-	require.Equal(t, "b takes sandboxes; 3 sandboxes are on it\n", w.does("cluster", "drain", "b", "--undo", "--data", data))
+	undone := w.does("cluster", "drain", "b", "--undo", "--data", data)
+	require.Equal(t, "b takes sandboxes; 3 sandboxes are on it\n", undone)
 	require.Equal(t, cli.ExitFailure, w.run("cluster", "drain", "b", "--snapshot", "--data", data), "one was not kept")
 	require.Contains(t, w.out.String(), "drained-sbx-1")
 	require.Contains(t, w.err.String(), "sbx-2: the node's disk is full")

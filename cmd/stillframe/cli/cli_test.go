@@ -363,7 +363,8 @@ func TestNodeTemplateVersion(t *testing.T) {
 func TestClusterStatus(t *testing.T) {
 	w := newWorld(t)
 	body := `{"node":"n-1","leader":"n-1","nodes":[` +
-		`{"id":"n-1","name":"a","voter":true,"leader":true,"reachable":true,"last_contact_ms":0,"role":"leader","version":"v9",` +
+		`{"id":"n-1","name":"a","voter":true,"leader":true,"reachable":true,"last_contact_ms":0,"role":"leader",` +
+		`"version":"v9",` +
 		`"applied_index":42,"sandboxes":2,"total":{"vcpu":8,"memory":2048,"disk":4096},` +
 		`"free":{"vcpu":6,"memory":0,"disk":2048},"vmm":"cloud-hypervisor","vmm_version":"v51"},` +
 		`{"id":"n-2","name":"b","voter":false,"reachable":false,"last_contact_ms":65000,"vmm_version":"v51",` +

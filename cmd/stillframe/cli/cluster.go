@@ -24,9 +24,10 @@ func (a *app) clusterDrain() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "drain NODE",
 		Short: "Have a node take no new sandboxes, and hand the leadership over",
-		Long: `Have a node take no new sandboxes, by its name or id, and hand the leadership over where it has it. Sandboxes that run
-there are left alone, or, with --snapshot, each is kept as a snapshot named drained-<its id> and deleted. A snapshot
-stays on its node, and restores there once that takes sandboxes again. To repeat a drain goes on with what is left.`,
+		Long: `Have a node take no new sandboxes, by its name or id, and hand the leadership over where it has it. Sandboxes
+that run there are left alone, or, with --snapshot, each is kept as a snapshot named drained-<its id> and deleted. Where
+another node has the same VMM and CPU features, it restores there, for as long as the drained one is up to send it. To
+repeat a drain goes on with what is left.`,
 		Example: `  stillframe cluster drain b --snapshot
   stillframe cluster drain b --undo`,
 		Args: args("NODE"),

@@ -129,7 +129,9 @@ func TestOwnerStopped(t *testing.T) {
 	cont()
 	third.awaitSandbox(g.id, "it is there again", func(sb client.Sandbox) bool { return !sb.NodeUnreachable })
 	owner.eventually("what was deleted is gone", func() bool { return owner.gone(doomed.id) })
-	owner.eventually("what was superseded is undone", func() bool { return len(names(owner, filepath.Join(owner.dir, "snapshots"))) == 0 })
+	owner.eventually("what was superseded is undone", func() bool {
+		return len(names(owner, filepath.Join(owner.dir, "snapshots"))) == 0
+	})
 	g.requireRuns()
 	_, err := third.api.CreateSnapshot(within(t), g.id, client.CreateSnapshot{Name: "after"})
 	require.NoError(t, err, owner.output())

@@ -36,7 +36,8 @@ func (c *several) add(name string) *node {
 	return n
 }
 
-// TestDrainAndTransfer drains a node that leads and owns: it neither leads nor owns afterwards, and what ran there is kept.
+// TestDrainAndTransfer drains a node that leads and owns: it neither leads nor owns afterwards, and what ran there is
+// kept.
 func TestDrainAndTransfer(t *testing.T) {
 	c := newCluster(t, "--node-lease", lease)
 	owner := c.nodes[0]
@@ -50,8 +51,12 @@ func TestDrainAndTransfer(t *testing.T) {
 	require.Contains(t, said, "drained-"+g.id)
 	require.NotEqual(t, owner, c.leader(c.others(owner)...))
 	require.True(t, other.member(owner.name()).Drained)
-	_, err := owner.api.RestoreSnapshot(within(t), client.RestoreSnapshot{SnapshotName: "drained-" + g.id})
-	requireUnavailable(t, err)
+	moved, err := owner.api.RestoreSnapshot(within(t), client.RestoreSnapshot{
+		SnapshotName: "drained-" + g.id, Timeout: 3600,
+	})
+	require.NoError(t, err, other.output())
+	require.NotEqual(t, owner, c.owner(moved.ID), "another node fetches the data")
+	require.Equal(t, g.memory, owner.exec(moved.ID, "cat /dev/shm/nonce"))
 	for range 3 {
 		sb, err := owner.api.CreateSandbox(within(t), small(""))
 		require.NoError(t, err)
@@ -60,7 +65,9 @@ func TestDrainAndTransfer(t *testing.T) {
 	}
 
 	owner.operate("drain", owner.name(), "--undo")
-	back, err := other.api.RestoreSnapshot(within(t), client.RestoreSnapshot{SnapshotName: "drained-" + g.id, Timeout: 3600})
+	back, err := other.api.RestoreSnapshot(within(t), client.RestoreSnapshot{
+		SnapshotName: "drained-" + g.id, Timeout: 3600,
+	})
 	require.NoError(t, err, owner.output())
 	require.Equal(t, g.memory, other.exec(back.ID, "cat /dev/shm/nonce"), "it goes on from where it was")
 	c.agree()
@@ -117,7 +124,8 @@ func TestLeaderStopped(t *testing.T) {
 	require.NoError(t, old.cmd.Process.Signal(syscall.SIGSTOP))
 	cont := func() { _ = old.cmd.Process.Signal(syscall.SIGCONT) }
 	t.Cleanup(cont)
-	_, err := others[0].admin().CreateOrg(soon(t), "stopped") // unknown, unavailable, or with the next leader: never a hang
+	// Unknown, unavailable, or done with the next leader: never a hang.
+	_, err := others[0].admin().CreateOrg(soon(t), "stopped")
 	if err != nil {
 		requireUnavailable(t, err)
 	}
