@@ -26,7 +26,7 @@ func flows(t *testing.T, g *farside.Guest, n int) {
 }
 
 func TestNewConnectionsASecondAreBounded(t *testing.T) {
-	r := newRig(t, cidrs("203.0.113.0/24"), bounded(netpolicy.Bounds{NewPerSecond: 10}))
+	r := newRig(t, cidrs("203.0.113.0/24"), bounded(netpolicy.Bounds{NewPerSecond: 4}))
 	time.Sleep(100 * time.Millisecond)
 	r.w.Reset()
 	began := time.Now()
@@ -40,8 +40,8 @@ func TestNewConnectionsASecondAreBounded(t *testing.T) {
 // A guest that fills its connection table loses new connections of its own: not its node, which still reaches the
 // agent, not what it has open, and not its neighbours.
 func TestConnectionTableIsBounded(t *testing.T) {
-	const most = 100
-	r := newRig(t, cidrs("203.0.113.0/24"), bounded(netpolicy.Bounds{Connections: most, NewPerSecond: 5000}))
+	const most = 4 * 25
+	r := newRig(t, cidrs("203.0.113.0/24"), bounded(netpolicy.Bounds{Connections: most / 4, NewPerSecond: 5000}))
 	r.w.EchoUDP(addrPort(allowed + ":4001"))
 	neighbour := guestOf(t, networkOf(t, r.m, cidrs("203.0.113.0/24")))
 	open, err := r.g.Dial("udp4", allowed+":4001")
@@ -101,6 +101,18 @@ func TestConnectionTableIsBounded(t *testing.T) {
 	answer, err := r.g.Ask(netpolicy.HostIP+":123", []byte("time"))
 	require.NoError(t, err)
 	require.Equal(t, "clock", string(answer))
+}
+
+// The bound is on connections that are open, not on how many there have been.
+func TestShortConnectionsMayFollowEachOther(t *testing.T) {
+	r := newRig(t, denyAll, bounded(netpolicy.Bounds{Connections: 5, NewPerSecond: 5000}))
+	for range 200 {
+		c, err := r.g.Dial("tcp4", "203.0.113.5:443")
+		require.NoError(t, err)
+		_, err = c.Read(make([]byte, 200))
+		require.NoError(t, err)
+		require.NoError(t, c.Close())
+	}
 }
 
 func TestBytesASecondAreBounded(t *testing.T) {

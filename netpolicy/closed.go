@@ -121,6 +121,15 @@ func (k *kernel) readAll(ctx context.Context) (tableSet, error) {
 	return all, nil
 }
 
+// readFilter reads the table that the policy is in.
+func (k *kernel) readFilter(ctx context.Context) (tableSet, error) {
+	text, err := run(ctx, k.tools.save, "", "--table", "filter")
+	if err != nil {
+		return nil, err
+	}
+	return parseTables(text), nil
+}
+
 // meant is what readAll reads when all is as it should be.
 func (k *kernel) meant(policies []forwarding) tableSet {
 	all := parseTables(filterTable(k.bounds, policies...) + fixedTables(k.bounds))

@@ -1,7 +1,6 @@
 package netpolicy
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 
@@ -21,9 +20,6 @@ func (m *Manager) RestoreFrom(dir string) (lead func(program string) error, prog
 	}
 	return lead, program, lead(program)
 }
-
-// Fill makes namespaces ready, as Run does.
-func (m *Manager) Fill(ctx context.Context) error { return m.pool.fill(ctx) }
 
 // RulesText gives the rules of a policy, as iptables-restore takes them.
 func RulesText(p policy.Policy) string {

@@ -21,9 +21,9 @@ func forwardingOf(plan *policy.Plan, floor policy.Floor) forwarding {
 	case policy.ModeCustom:
 		open = onlyIPv4(plan.CIDRs())
 	}
-	for _, r := range floor.Ranges() {
-		if overlapsAny(r.Prefix, open) {
-			f = append(f, verdict{to: r.Prefix})
+	for _, p := range floorRanges(floor) {
+		if overlapsAny(p, open) {
+			f = append(f, verdict{to: p})
 		}
 	}
 	if plan.Mode() == policy.ModeAllowAll {
@@ -38,6 +38,23 @@ func forwardingOf(plan *policy.Plan, floor policy.Floor) forwarding {
 		f = append(f, verdict{to: p, allow: true})
 	}
 	return f
+}
+
+// floorRanges gives the IPv4 ranges of a floor, without those that lie in another: a node's own addresses may be many
+// of its pool, and change with every sandbox.
+func floorRanges(floor policy.Floor) (out []netip.Prefix) {
+	var all []netip.Prefix
+	for _, r := range floor.Ranges() {
+		all = append(all, r.Prefix)
+	}
+	all = onlyIPv4(all)
+	slices.SortStableFunc(all, func(a, b netip.Prefix) int { return a.Bits() - b.Bits() })
+	for _, p := range all {
+		if !slices.ContainsFunc(out, func(o netip.Prefix) bool { return o.Overlaps(p) }) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 func onlyIPv4(in []netip.Prefix) (out []netip.Prefix) {

@@ -37,10 +37,8 @@ func (m *Manager) hostChains(guarded bool) map[string]map[string][]string {
 	refuse := []string{in + " " + out + " -j DROP"}
 	// TCP is carried by the gate, which dials from here. What comes out of a sandbox has lost its rules.
 	refuse = append(refuse, in+" -p tcp -j DROP")
-	for _, r := range m.cfg.Floor.Ranges() {
-		if r.Prefix.Addr().Is4() && !slices.Contains(Reserved(m.cfg.Pool)[1:], r.Prefix) {
-			refuse = append(refuse, saved("-d", r.Prefix)+in+" -j REJECT --reject-with icmp-admin-prohibited")
-		}
+	for _, p := range floorRanges(m.cfg.Floor) {
+		refuse = append(refuse, saved("-d", p)+in+" -j REJECT --reject-with icmp-admin-prohibited")
 	}
 	refuse = append(refuse, out+" -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP")
 	if guarded {
@@ -89,8 +87,8 @@ func (m *Manager) guardRule() string {
 	return fmt.Sprintf("-A %s ! -i %s+ ! -o %s+ -j DROP", m.chain("REFUSE"), HostLinkPrefix, HostLinkPrefix)
 }
 
-// ensureHost writes the host's rules if they are not in place, and tells whether they no longer were. Rules that are not ours
-// stay as they are and where they are.
+// ensureHost writes the host's rules if they are not in place, and tells whether they no longer were. Rules that are
+// not ours stay as they are and where they are.
 func (m *Manager) ensureHost(ctx context.Context) (mended bool, err error) {
 	first := m.hostSeen == 0
 	if mended, err = m.ensureHostRules(ctx); err != nil {

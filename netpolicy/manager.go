@@ -130,6 +130,9 @@ func (m *Manager) prepare(ctx context.Context) error {
 	return nil
 }
 
+// Fill makes namespaces ready until there are as many as there should be, as Run does whenever some are missing.
+func (m *Manager) Fill(ctx context.Context) error { return m.pool.fill(ctx) }
+
 // Network finds one that was made or taken up by this process.
 func (m *Manager) Network(name string) (*Network, bool) {
 	m.mu.Lock()

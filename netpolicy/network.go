@@ -56,6 +56,7 @@ type Network struct {
 	plan     *policy.Plan
 	written  string // what the filter table was last written from
 	seen     uint32 // generation of the rule set that was last found right; zero for none
+	before   uint32 // that which was found right before the filter table was written, until it has been read back
 	sealed   bool   // nothing passes, because what should be in force could not be put in force
 	released bool
 	watch    *watch

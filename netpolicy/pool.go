@@ -151,7 +151,7 @@ func (p *pool) make(ctx context.Context, ns *Namespace) (seen uint32, err error)
 			if err := k.close(ctx); err != nil {
 				return err
 			}
-			have, at, err := k.readStable(ctx)
+			have, at, err := readStable(ctx, k.readAll)
 			if err != nil {
 				return err
 			}

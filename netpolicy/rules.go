@@ -35,25 +35,33 @@ func (f forwarding) opens() bool {
 	return false
 }
 
-// Bounds are what one sandbox may take of the node. Zero means the default of each; they are never off.
+// Bounds are what one sandbox may take of the node. Zero means the default of each.
+//
+// The gate refuses what goes beyond them, and says so. The kernel counts also what is not the gate's, and can only
+// drop, so it does so later: at four times as many connections, and at two and a half times as many new ones.
 type Bounds struct {
-	Connections    int // entries in its connection table, at most
-	NewPerSecond   int // new connections a second, with a burst of twice as many
-	BytesPerSecond int // each direction; zero, alone among these, means no bound
+	Connections    int // at once; 1024
+	NewPerSecond   int // new connections in a second, twice as many in a burst; 200
+	BytesPerSecond int // each direction; zero means no bound
 }
 
 func (b Bounds) orDefault() Bounds {
 	if b.Connections <= 0 {
-		b.Connections = 4096
+		b.Connections = 1024
 	}
 	if b.NewPerSecond <= 0 {
-		b.NewPerSecond = 500 // the gate's own bound, which refuses and tells, is lower
+		b.NewPerSecond = 200
 	}
 	b.BytesPerSecond = min(b.BytesPerSecond, 4095<<20) // of what the match can count
-	// The kernel counts in ten-thousandths of a second and iptables-save prints what that makes of a rate.
-	b.NewPerSecond = 10000 / (10000 / min(b.NewPerSecond, 5000))
 	return b
 }
+
+// entries is how many connections the kernel lets be open, before it drops what would open more.
+func (b Bounds) entries() int { return 4 * b.Connections }
+
+// newFlows is how many new connections a second the kernel lets through. It counts in ten-thousandths of a second, and
+// iptables-save prints what that makes of a rate.
+func (b Bounds) newFlows() int { return 10000 / (10000 / max(min(b.NewPerSecond*5/2, 5000), 1)) }
 
 // The rules are written as iptables-save prints them, so that what is read back can be compared with what was meant.
 
@@ -149,8 +157,8 @@ func inputRules(r *strings.Builder) {
 // newRules bound new connections. What is dropped here is never entered into the connection table.
 func newRules(r *strings.Builder, b Bounds) {
 	fmt.Fprintf(r, "-A SF-NEW -m connlimit --connlimit-above %d --connlimit-mask 0 --connlimit-saddr -j DROP\n",
-		b.Connections)
-	fmt.Fprintf(r, "-A SF-NEW -m limit --limit %d/sec --limit-burst %d -j RETURN\n", b.NewPerSecond, 2*b.NewPerSecond)
+		b.entries())
+	fmt.Fprintf(r, "-A SF-NEW -m limit --limit %d/sec --limit-burst %d -j RETURN\n", b.newFlows(), 2*b.newFlows())
 	r.WriteString("-A SF-NEW -j DROP\n")
 }
 

@@ -83,7 +83,7 @@ func TestRulesReadBackAsWritten(t *testing.T) {
 			k := kernel{tools: tools, bounds: c.bounds.orDefault()}
 			inNamespace(t, func(ctx context.Context) {
 				require.NoError(t, k.restoreAll(ctx, c.policies))
-				have, _, err := k.readStable(ctx)
+				have, _, err := readStable(ctx, k.readAll)
 				require.NoError(t, err)
 				want := k.meant(c.policies)
 				for _, table := range have.diff(want) {
@@ -92,7 +92,7 @@ func TestRulesReadBackAsWritten(t *testing.T) {
 				// And a difference is seen.
 				_, err = run(ctx, tools.restore, "*filter\n-A OUTPUT -o up0 -j ACCEPT\nCOMMIT\n", "--noflush")
 				require.NoError(t, err)
-				have, _, err = k.readStable(ctx)
+				have, _, err = readStable(ctx, k.readAll)
 				require.NoError(t, err)
 				require.Equal(t, []string{"filter"}, have.diff(want))
 			})
@@ -109,7 +109,7 @@ func TestByteRatesReadBack(t *testing.T) {
 		} {
 			k := kernel{tools: tools, bounds: Bounds{BytesPerSecond: rate}.orDefault()}
 			require.NoError(t, k.restoreAll(ctx, nil))
-			have, _, err := k.readStable(ctx)
+			have, _, err := readStable(ctx, k.readAll)
 			require.NoError(t, err)
 			require.Empty(t, have.diff(k.meant(nil)), rate)
 			k.bounds.BytesPerSecond /= 2
@@ -171,6 +171,22 @@ func TestForwardingAgreesWithThePlan(t *testing.T) {
 			_, want := plan.Reach(floor, a)
 			require.Equal(t, want, f.allows(a), "seed %d: %s of\n%s", seed, a, plan)
 		}
+	}
+}
+
+// A node's own addresses are those of its ends of the pairs too. They make no rules, or every sandbox would change
+// those of all others at the next start.
+func TestFloorRangesThatLieInOthersMakeNoRules(t *testing.T) {
+	var own []netip.Prefix
+	for i := range byte(200) {
+		own = append(own, netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 126, 0, i}), 32))
+	}
+	peers := []netip.Prefix{netip.MustParsePrefix("198.51.100.2/32"), netip.MustParsePrefix("198.51.100.2/32")}
+	plain, full := policy.NewFloor(nil, peers, Reserved(DefaultPool)), policy.NewFloor(own, peers, Reserved(DefaultPool))
+	for _, plan := range []*policy.Plan{
+		compiled(t, policy.ModeAllowAll), compiled(t, policy.ModeCustom, "100.64.0.0/10"),
+	} {
+		require.Equal(t, forwardingOf(plan, plain), forwardingOf(plan, full))
 	}
 }
 

@@ -36,6 +36,11 @@ var policySysctls = []sysctl{
 	// soon: the table of a sandbox is small.
 	{"netfilter/nf_conntrack_tcp_timeout_established", "7200"},
 	{"netfilter/nf_conntrack_generic_timeout", "60"},
+	// The bound on connections does not count those that are over, so that short ones may follow each other; their
+	// entries must not pile up.
+	{"netfilter/nf_conntrack_tcp_timeout_time_wait", "10"},
+	{"netfilter/nf_conntrack_tcp_timeout_close_wait", "30"},
+	{"netfilter/nf_conntrack_tcp_timeout_fin_wait", "30"},
 }
 
 func applySysctls(settings []sysctl) error {

@@ -1,6 +1,7 @@
 // Command stillframe-bench measures what Stillframe does to a virtual machine against what the raw VMM does in the same
 // run: how long a guest stands still for a snapshot (measured in the guest), how soon a restored one answers, how much
-// of an API call is the service's own, how much disk a second snapshot takes. Only the ratios mean anything.
+// of an API call is the service's own, how much disk a second snapshot takes; and what a network with an egress policy
+// costs against bare rules and a bare namespace. Only the ratios mean anything.
 //
 // It runs as root, makes filesystems on loop devices below --dir, and removes all that it makes. Absolute figures are
 // those of the machine; an aim that is missed is reported, never an error: the exit code tells whether it could
@@ -37,19 +38,28 @@ type Result struct {
 }
 
 type options struct {
-	sizes   []int
-	repeat  int
-	clones  int
-	dir     string
-	out     string
-	images  string
-	verbose bool
+	sizes    []int
+	repeat   int
+	clones   int
+	networks int
+	dir      string
+	out      string
+	images   string
+	only     string
+	verbose  bool
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+	work := func() error { return run(ctx, os.Args[1:], os.Stdout) }
+	if os.Getenv(egressInner) != "" {
+		work = func() error { return runEgress(ctx, os.Stdout) }
+	}
+	if number := os.Getenv(networkChild); number != "" {
+		work = func() error { return measureNetworks(ctx, number) }
+	}
+	if err := work(); err != nil {
 		fmt.Fprintln(os.Stderr, "stillframe-bench:", err)
 		stop()
 		os.Exit(1)
@@ -63,9 +73,11 @@ func parse(args []string) (options, error) {
 	flags.StringVar(&sizes, "sizes", "256,1024,4096", "guest memory in MiB, comma-separated")
 	flags.IntVar(&o.repeat, "repeat", 3, "how often each pause is measured; the median counts")
 	flags.IntVar(&o.clones, "clones", 10, "clones restored at once")
+	flags.IntVar(&o.networks, "networks", 1000, "networks at once; 0 leaves networks out")
 	flags.StringVar(&o.dir, "dir", os.TempDir(), "folder for the loop filesystems")
 	flags.StringVar(&o.out, "out", "build/bench.json", "file for the figures")
 	flags.StringVar(&o.images, "images", "", "images folder (default as for stillframe server)")
+	flags.StringVar(&o.only, "only", "", "measure only these: vm (on virtual machines) or egress (the network policy)")
 	flags.BoolVar(&o.verbose, "v", false, "show the node's log")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -76,6 +88,9 @@ func parse(args []string) (options, error) {
 			return o, fmt.Errorf("--sizes %q: want MiB from 256 up", field)
 		}
 		o.sizes = append(o.sizes, mib)
+	}
+	if o.only != "" && o.only != "vm" && o.only != "egress" {
+		return o, fmt.Errorf("--only %q: want vm or egress", o.only)
 	}
 	if o.repeat < 1 || o.clones < 1 {
 		return o, errors.New("--repeat and --clones must be positive")
@@ -94,7 +109,20 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	b := &bench{options: o, log: log, out: out}
+	if o.only != "vm" {
+		if o.networks > 0 {
+			if err := b.networkFigures(ctx); err != nil {
+				return err
+			}
+		}
+		if err := b.egress(ctx); err != nil {
+			return fmt.Errorf("egress: %w", err)
+		}
+	}
 	for _, kind := range []string{"xfs", "ext4"} {
+		if o.only == "egress" {
+			break
+		}
 		if err := b.onFilesystem(ctx, kind); err != nil {
 			return fmt.Errorf("on %s: %w", kind, err)
 		}

@@ -189,12 +189,24 @@ func (w *world) questions() []dns.Question {
 	return append([]dns.Question(nil), w.asked...)
 }
 
+// listenBoth finds a port that is free for UDP and TCP alike: one that is free for UDP may be another process's for TCP.
+func listenBoth(t testing.TB) (udp net.PacketConn, tcp net.Listener) {
+	t.Helper()
+	for range 20 {
+		udp, err := net.ListenPacket("udp4", "127.0.0.1:0")
+		require.NoError(t, err)
+		if tcp, err := net.Listen("tcp4", udp.LocalAddr().String()); err == nil {
+			return udp, tcp
+		}
+		require.NoError(t, udp.Close())
+	}
+	t.Fatal("no port is free for UDP and TCP alike")
+	return nil, nil
+}
+
 // resolver is the node's upstream.
 func (w *world) resolver() {
-	udp, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	require.NoError(w.t, err)
-	tcp, err := net.Listen("tcp4", udp.LocalAddr().String())
-	require.NoError(w.t, err)
+	udp, tcp := listenBoth(w.t)
 	w.dns = netip.MustParseAddrPort(udp.LocalAddr().String())
 	handler := dns.HandlerFunc(func(rw dns.ResponseWriter, m *dns.Msg) {
 		out := w.lookup(m)
