@@ -7,8 +7,8 @@ import (
 	"slices"
 )
 
-// policies are what clients set, by turns. What counts here is how narrow each is: none lets this test's address through
-// but the first.
+// policies are what clients set, by turns. What counts here is how narrow each is: none lets this test's address
+// through but the first.
 var policies = []map[string]any{
 	{"mode": "allow-all"},
 	{"mode": "deny-all"},
@@ -66,8 +66,8 @@ func (r *run) checkPolicies(ctx context.Context) {
 	}
 }
 
-// lastPolicy gives the mode that a sandbox was last given, where that is certain: the last request was acknowledged, and
-// began after all others had ended.
+// lastPolicy gives the mode that a sandbox was last given, where that is certain: the last request was acknowledged,
+// and began after all others had ended.
 func (r *run) lastPolicy(sandbox string) string {
 	ops := slices.DeleteFunc(r.history.all(), func(op *operation) bool {
 		return op.Kind != "policy" || op.Sandbox != sandbox
