@@ -59,8 +59,10 @@ func (c *clientLoop) once(storm context.Context) {
 		c.deleteSandbox(ctx)
 	case choice < 87:
 		c.deleteSnapshot(ctx)
-	default:
+	case choice < 94:
 		c.list(ctx)
+	default:
+		c.setPolicy(ctx)
 	}
 }
 

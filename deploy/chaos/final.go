@@ -160,8 +160,11 @@ func (r *run) checkKeys(ctx context.Context) {
 				changed[k] = v
 			}
 		}
-		if op.Kind == "snapshot" {
+		switch op.Kind {
+		case "snapshot":
 			changed = map[string]any{"name": "another"}
+		case "policy":
+			changed = map[string]any{"mode": "custom", "allow_domains": []string{"b.example"}}
 		}
 		if a := n.api.do(ctx, op.request.method, op.request.path, changed, op.Key); a.status != http.StatusConflict {
 			r.violated("5 keys", "another body under key %s is answered %s", op.Key, a)
@@ -175,7 +178,7 @@ func (r *run) checkKeys(ctx context.Context) {
 func (r *run) checkOneEffect() {
 	made := map[string]string{}
 	for _, op := range r.history.all() {
-		if op.Outcome != outcomeOK || op.Key == "" {
+		if op.Outcome != outcomeOK || op.Key == "" || op.Kind == "policy" {
 			continue
 		}
 		id := op.Sandbox

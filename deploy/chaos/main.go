@@ -16,9 +16,10 @@
 // idempotency key, mostly at another node; one that is never answered stays open-ended. Afterwards, with all faults
 // healed: each name's history is linearizable (linear.go); every acknowledged snapshot is listed on every node, its
 // digests verify, it restores, and holds what its source held (final.go); asked again, the same key gives the same
-// answer, and another body a conflict; nodes at one position have one digest, all the time (watch.go); no source stood
-// still longer than a bound but for faults of its own host, as its VMM has measured it (pauses.go); nothing is open,
-// and when all is deleted nothing is left (leaks.go).
+// answer, and another body a conflict; no network policy in force is wider than the one acknowledged last
+// (policies.go); nodes at one position have one digest, all the time (watch.go); no source stood still longer than a
+// bound but for faults of its own host, as its VMM has measured it (pauses.go); nothing is open, and when all is
+// deleted nothing is left (leaks.go).
 //
 // It ends with a report and with status 1 if anything was violated. It imports httpd/client's contract only by
 // speaking HTTP, and of this module hypervisor/vmm, hypervisor/store and netpolicy, to see the truth behind the API.
@@ -222,6 +223,7 @@ func (r *run) judge(ctx context.Context) {
 	r.checkAgreement(ctx)
 	r.checkKeys(ctx)
 	r.checkSnapshots(ctx)
+	r.checkPolicies(ctx)
 	r.checkOpen(ctx)
 	r.checkPauses()
 	r.checkLeaks(ctx)

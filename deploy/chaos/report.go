@@ -84,10 +84,11 @@ unknown outcomes              %d when all was healed, %d at the end (without a k
 moves of names judged         %d
 snapshots restored, compared  %d
 keys asked again              %d
+policies compared             %d
 longest write outage          %s, from %s on
 longest pause of a source     %s of %d; %s not counting faults of its own host
 seed                          %d
-`, res.Unknown, res.StillUnknown, res.Moves, res.Restored, res.Rechecked, res.WriteOutage, res.WriteOutageAt,
+`, res.Unknown, res.StillUnknown, res.Moves, res.Restored, res.Rechecked, r.policed, res.WriteOutage, res.WriteOutageAt,
 		res.LongestPause, res.Pauses, res.QuietPause, res.Seed)
 	if n := len(res.Violations); n > 0 {
 		fmt.Printf("\n%d VIOLATIONS; history, report and logs are in %s\n", n, r.o.out)

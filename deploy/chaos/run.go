@@ -41,8 +41,8 @@ type run struct {
 	unwatch      context.CancelFunc
 
 	// For the report.
-	judged, restored, rechecked, unknowns int
-	digested                              map[string]bool
+	judged, restored, rechecked, unknowns, policed int
+	digested                                       map[string]bool
 
 	mu    sync.Mutex
 	wrong []violation

@@ -16,8 +16,8 @@
 // # What it is not
 //
 // No processor, no kernel, no file system, no commands, no boundary. It says nothing about how long anything takes,
-// and what it answers of random numbers, clocks and authorities is that it has been told. Real guests are for the tests that need
-// them.
+// and what it answers of random numbers, clocks and authorities is that it has been told. Real guests are for the
+// tests that need them.
 //
 // It imports hypervisor/guest (the agent's protocol and the fixed addresses) and nothing else of this module.
 package main
