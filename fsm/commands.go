@@ -85,7 +85,8 @@ type CreateSandbox struct {
 }
 
 // RestoreSnapshot opens a restore intent on a new sandbox. Only a ready snapshot of the same organization restores.
-// The owner is the node that holds the data or, where that cannot take it, one that can (see placeRestore). CA is for a snapshot that has none; one that has keeps its own.
+// The owner is the node that holds the data or, where that cannot take it, one that can (see placeRestore). CA is for
+// a snapshot that has none; one that has keeps its own.
 type RestoreSnapshot struct {
 	Now           Time           `codec:"now"`
 	Request       Request        `codec:"rq"`

@@ -17,8 +17,8 @@ import (
 
 // Peers reaches the other nodes of the cluster.
 type Peers interface {
-	// SnapshotFile opens a file of a snapshot on the node that holds it; what is read is what SendSnapshotFile wrote there.
-	// The caller closes it. A stream that stalls fails by itself. Errors of kind unavailable name the node.
+	// SnapshotFile opens a file of a snapshot on the node that holds it; what is read is what SendSnapshotFile wrote
+	// there. The caller closes it. A stream that stalls fails by itself. Errors of kind unavailable name the node.
 	SnapshotFile(ctx context.Context, holder fsm.NodeID, id fsm.SnapshotID, name string) (io.ReadCloser, error)
 }
 
@@ -226,7 +226,8 @@ func (o *Owner) fetchFile(ctx context.Context, sn fsm.Snapshot, f fsm.File, dir 
 		return fsm.Errorf(fsm.KindInternal, "file %s of snapshot %s is not what was taken: the node that holds it has "+
 			"damaged data", f.Name, sn.Name)
 	}
-	o.log.Info("file of a snapshot fetched", "snapshot", sn.ID, "file", f.Name, "bytes", stats.Bytes, "took", stats.Duration)
+	o.log.Info("file of a snapshot fetched", "snapshot", sn.ID, "file", f.Name, "bytes", stats.Bytes,
+		"took", stats.Duration)
 	return nil
 }
 

@@ -1,9 +1,10 @@
 // Package hypervisor is the owning node at work: it follows the intents that the replicated log addresses to this node,
 // carries each out as an ordered list of named steps on real virtual machines, and proposes the outcome.
 //
-// It may import fsm (types and the error kinds), netpolicy (namespaces and taps) and its own subpackages: vmm (the
-// Cloud Hypervisor REST API and its processes), store (memory and disk files) and guest (the agent inside the VM). It
-// owns the interface Log through which it sees the log, and knows nothing of HTTP handlers.
+// It may import fsm (types and the error kinds), netpolicy (the networks of sandboxes, with the policies in force
+// there) and its own subpackages: vmm (the Cloud Hypervisor REST API and its processes), store (memory and disk files)
+// and guest (the agent inside the VM). It owns the interfaces Log, through which it sees the log, Secrets, which opens
+// what the log holds sealed, and Peers, which brings other nodes' snapshots; it knows nothing of HTTP handlers.
 //
 // # Invariants
 //
@@ -15,8 +16,13 @@
 //     that.
 //   - A source VM is resumed on every path out of the paused window, and again at take-up after a restart.
 //   - VMM processes are not children in spirit: they outlive the daemon, which takes them up again at its next start.
+//   - A sandbox's network policy is in force before its VMM is started, and whatever fails afterwards lets nothing
+//     through: a replacement that fails, or a policy that cannot be taken up again, leaves the sandbox cut off.
+//   - Header values and the seeds of authorities are in clear only on their way to the network's manager. They are
+//     stored and logged nowhere.
+//   - A copy of another node's snapshot is used only when every file of it has the digest that the log has for it.
 //   - A sandbox is reported running only after the agent in it has answered, set its clock, reseeded its random
-//     generator and taken the sandbox's identity.
+//     generator, taken the sandbox's identity and had its programs trust the sandbox's authority.
 //
 // # Guarantees and what is not guaranteed
 //

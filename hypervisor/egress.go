@@ -119,9 +119,10 @@ func (o *Owner) noNetworks() error {
 	return fsm.Errorf(fsm.KindUnavailable, "this node cannot enforce network policies: %s", o.cfg.NoNetworks)
 }
 
-// takeUpNetwork finds the network of a VM that runs, and puts the policy of the log in force again. Where that fails the
-// sandbox reaches nothing until it succeeds: the VM is kept, for what it holds is worth it, and closed is the state that
-// harms nobody. Even that may fail; then there is no gate, and the kernel's rules are those that were found.
+// takeUpNetwork finds the network of a VM that runs, and puts the policy of the log in force again. Where that fails
+// the sandbox reaches nothing until it succeeds: the VM is kept, for what it holds is worth it, and closed is the
+// state that harms nobody. Even that may fail; then there is no gate, and the kernel's rules are those that were
+// found.
 func (o *Owner) takeUpNetwork(ctx context.Context, sb fsm.Sandbox) (*egress, error) {
 	e := &egress{}
 	ns, err := netpolicy.Open(namespaceName(sb.ID))

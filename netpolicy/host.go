@@ -38,7 +38,7 @@ func (m *Manager) hostChains(guarded bool) map[string]map[string][]string {
 	refuse := []string{in + " " + out + " -j DROP", in + " -m conntrack --ctstate INVALID -j DROP"}
 	// TCP is carried by the gate, which dials from here. What comes out of a sandbox has lost its rules.
 	refuse = append(refuse, in+" -p tcp -j DROP")
-	for _, p := range floorRanges(m.cfg.Floor) {
+	for _, p := range floorRanges(*m.floor.Load()) {
 		refuse = append(refuse, saved("-d", p)+in+" -j REJECT --reject-with icmp-admin-prohibited")
 	}
 	refuse = append(refuse, out+" -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP")
@@ -107,7 +107,8 @@ func (m *Manager) ensureHostRules(ctx context.Context) (mended bool, err error) 
 	if err != nil {
 		return false, err
 	}
-	if m.hostSeen != 0 && now == m.hostSeen {
+	floor := m.floor.Load()
+	if m.hostSeen != 0 && now == m.hostSeen && floor == m.hostFloor {
 		return false, nil
 	}
 	text, err := run(ctx, m.kernel.tools.save, "")
@@ -129,8 +130,8 @@ func (m *Manager) ensureHostRules(ctx context.Context) (mended bool, err error) 
 			return false, err
 		}
 	}
-	mended = change != "" && m.hostSeen != 0
-	m.hostSeen = now
+	mended = change != "" && m.hostSeen != 0 && floor == m.hostFloor
+	m.hostSeen, m.hostFloor = now, floor
 	return mended, nil
 }
 

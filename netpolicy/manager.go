@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,7 +25,7 @@ type Config struct {
 	// Pool is where the addresses between the host and the sandboxes come from; DefaultPool if not set. Nodes of one
 	// machine may share it.
 	Pool netip.Prefix
-	// Floor is what no policy opens. It must hold what Reserved gives.
+	// Floor is what no policy opens, until SetFloor. It must hold what Reserved gives.
 	Floor policy.Floor
 	Gate  Gate
 	// Bounds are those of each sandbox.
@@ -49,10 +50,8 @@ func (c *Config) check() error {
 	if c.Pool == (netip.Prefix{}) {
 		c.Pool = DefaultPool
 	}
-	for _, p := range Reserved(c.Pool) {
-		if _, denied := c.Floor.Denies(p.Addr()); !denied {
-			return fmt.Errorf("the floor does not hold %s, which sandboxes' own addresses are in", p)
-		}
+	if err := holdsReserved(c.Floor, c.Pool); err != nil {
+		return err
 	}
 	if c.Interval <= 0 {
 		c.Interval = 5 * time.Second
@@ -73,8 +72,11 @@ type Manager struct {
 	pool    *pool
 	changed changed
 
-	guarded  bool   // forwarding was off before us
-	hostSeen uint32 // generation of the host's rules that was last found right; of Run alone after NewManager
+	floor atomic.Pointer[policy.Floor]
+
+	guarded   bool          // forwarding was off before us
+	hostSeen  uint32        // generation of the host's rules that was last found right; of Run alone after NewManager
+	hostFloor *policy.Floor // that they were written for
 
 	turn int // number of the look, of Run alone
 
@@ -93,6 +95,7 @@ func NewManager(cfg Config) (*Manager, error) {
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Metrics), networks: map[string]*Network{},
 		changed: changed{of: map[*Network]struct{}{}, some: make(chan struct{}, 1)},
 	}
+	m.floor.Store(&cfg.Floor)
 	if err := m.prepare(ctx); err != nil {
 		return nil, fmt.Errorf("networks: %w", err)
 	}

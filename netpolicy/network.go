@@ -54,10 +54,11 @@ type Network struct {
 	mu       sync.Mutex // held while the network is changed or looked after
 	policies []forwarding
 	plan     *policy.Plan
-	written  string // what the filter table was last written from
-	seen     uint32 // generation of the rule set that was last found right; zero for none
-	before   uint32 // that which was found right before the filter table was written, until it has been read back
-	sealed   bool   // nothing passes, because what should be in force could not be put in force
+	floor    *policy.Floor // that the plan stands on
+	written  string        // what the filter table was last written from
+	seen     uint32        // generation of the rule set that was last found right; zero for none
+	before   uint32        // that which was found right before the filter table was written, until it has been read back
+	sealed   bool          // nothing passes, because what should be in force could not be put in force
 	released bool
 	watch    *watch
 }
@@ -160,7 +161,10 @@ func (m *Manager) network(ns *Namespace, spec Spec) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Network{m: m, ns: ns, id: spec.ID, plan: plan, policies: []forwarding{forwardingOf(plan, m.cfg.Floor)}}
+	floor := m.floor.Load()
+	n := &Network{
+		m: m, ns: ns, id: spec.ID, plan: plan, floor: floor, policies: []forwarding{forwardingOf(plan, *floor)},
+	}
 	if spec.CASeed != ([32]byte{}) {
 		if n.ca, err = gate.CAFromSeed(spec.CASeed); err != nil {
 			return nil, fmt.Errorf("certificate authority: %w", err)

@@ -118,6 +118,9 @@ func (n *Network) look(ctx context.Context, what extent) {
 		return
 	}
 	found, err := n.fault(what)
+	if err == nil && n.floor != n.m.floor.Load() && !n.sealed { // what is sealed is mended first
+		err = n.replace(ctx, n.plan, func(string) {})
+	}
 	if err == nil && found == nil {
 		return
 	}

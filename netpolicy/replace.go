@@ -43,7 +43,8 @@ func (n *Network) Replace(ctx context.Context, p policy.Policy, step func(string
 }
 
 func (n *Network) replace(ctx context.Context, plan *policy.Plan, step func(string)) error {
-	next := forwardingOf(plan, n.m.cfg.Floor)
+	floor := n.m.floor.Load()
+	next := forwardingOf(plan, *floor)
 	loosens := !n.onlyLoosenedBy(next)
 	step(StepTighten)
 	if loosens {
@@ -62,7 +63,11 @@ func (n *Network) replace(ctx context.Context, plan *policy.Plan, step func(stri
 		return err
 	}
 	step(StepLoosen)
-	return n.enforce(ctx, next)
+	if err := n.enforce(ctx, next); err != nil {
+		return err
+	}
+	n.floor = floor
+	return nil
 }
 
 // onlyLoosenedBy tells whether all that the kernel carries now is carried under next too.

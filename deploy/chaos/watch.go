@@ -37,12 +37,12 @@ func (o *outage) result() (longest, at time.Duration) {
 func (r *run) watch(ctx context.Context) {
 	for _, n := range r.nodes {
 		r.watching.Go(func() {
-			// The admin socket is no network: only the log itself can be what keeps it from answering. That the name is
-			// taken is an answer of the log.
+			// The admin socket is no network: only the log itself can be what keeps it from answering. That there is no such
+			// key is what the log answers, and nobody before it.
 			admin := n.admin()
 			for ctx.Err() == nil {
-				a := admin.do(ctx, "POST", "/admin/v1/orgs", map[string]string{"name": "chaos"}, "")
-				if a.status == http.StatusConflict {
+				a := admin.do(ctx, "DELETE", "/admin/v1/keys/key-that-never-was", nil, "")
+				if a.status == http.StatusNotFound {
 					r.outage.wrote(r.went)
 				}
 				pauseFor(ctx, 200*time.Millisecond)

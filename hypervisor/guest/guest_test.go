@@ -354,9 +354,12 @@ func testDebianTrusts(t *testing.T, v *vm) {
 	}
 	require.NoError(t, v.client.WriteFile(t.Context(), "/dev/shm/ca.pem", 0o600, strings.NewReader(ca)))
 	const bundle = "/etc/ssl/certs/ca-certificates.crt"
-	require.Equal(t, strings.Join([]string{bundle, bundle, bundle, "/mine", bundle, "/run/stillframe/ca.crt"}, " ")+"\n",
-		v.sh(t, "echo $SSL_CERT_FILE $REQUESTS_CA_BUNDLE $CURL_CA_BUNDLE $GIT_SSL_CAINFO $AWS_CA_BUNDLE $NODE_EXTRA_CA_CERTS"),
-		"what the sandbox was given comes first")
+	for name, want := range map[string]string{
+		"SSL_CERT_FILE": bundle, "REQUESTS_CA_BUNDLE": bundle, "CURL_CA_BUNDLE": bundle, "AWS_CA_BUNDLE": bundle,
+		"NODE_EXTRA_CA_CERTS": "/run/stillframe/ca.crt", "GIT_SSL_CAINFO": "/mine", // what the sandbox was given comes first
+	} {
+		require.Equal(t, want+"\n", v.sh(t, "echo $"+name), name)
+	}
 	v.sh(t, "cmp /dev/shm/ca.pem $NODE_EXTRA_CA_CERTS")
 	// By the file, by the folder (as a program without the variables does), and where the store is made anew from.
 	v.sh(t, "openssl verify -no-CApath -CAfile $SSL_CERT_FILE /dev/shm/ca.pem")
@@ -372,7 +375,8 @@ func newCA(t *testing.T) string {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Test Authority"}, IsCA: true, BasicConstraintsValid: true,
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Test Authority"},
+		IsCA: true, BasicConstraintsValid: true,
 		NotBefore: time.Now().AddDate(-1, 0, 0), NotAfter: time.Now().AddDate(1, 0, 0),
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)

@@ -13,7 +13,7 @@ import (
 // any other for TLS. Nothing is added to the log.
 func (s *Session) Check(ctx context.Context, host string, port uint16) Decision {
 	d := Decision{Time: time.Now().UTC(), Kind: KindTCP, Port: port, Verdict: Denied}
-	plan, floor := s.Plan(), s.gate.cfg.Floor
+	plan, floor := s.Plan(), s.gate.floor()
 	to, err := netip.ParseAddr(host)
 	heard := said{}
 	if err != nil {
@@ -41,7 +41,7 @@ func (s *Session) Check(ctx context.Context, host string, port uint16) Decision 
 // checkName goes on for a name. In mode allow-all, and where only allow_cidrs can help, what counts is where the name
 // leads: a guest would resolve it and connect there.
 func (s *Session) checkName(ctx context.Context, d Decision, heard said) Decision {
-	plan, floor := s.Plan(), s.gate.cfg.Floor
+	plan, floor := s.Plan(), s.gate.floor()
 	r := decide(plan, floor, netip.AddrPort{}, heard)
 	d.Rule, d.Reason = r.rule, r.reason
 	name, rule, ok := mayResolve(plan, dns.Question{Name: dns.Fqdn(heard.name), Qtype: dns.TypeA, Qclass: dns.ClassINET})

@@ -200,7 +200,7 @@ func (d *dnsServer) forward(out *dns.Msg, q dns.Question, plan *policy.Plan, rul
 		})
 		return
 	}
-	records, addr, against := openRecords(chain(answer, q), plan, d.s.gate.cfg.Floor)
+	records, addr, against := openRecords(chain(answer, q), plan, d.s.gate.floor())
 	if against != "" && !addr.IsValid() {
 		d.blocked(out, name, against)
 		return

@@ -86,7 +86,7 @@ func (f *flow) run() {
 		return
 	}
 	plan := f.s.Plan()
-	_, byAddress := plan.Reach(f.s.gate.cfg.Floor, f.to.Addr())
+	_, byAddress := plan.Reach(f.s.gate.floor(), f.to.Addr())
 	if !matters(plan, byAddress) && f.settle(plan, said{}, false) {
 		f.tunnel(nil)
 		return
@@ -138,7 +138,7 @@ func (f *flow) listen(early *ahead) said {
 
 // settle decides and registers the decision in one step, if the plan is still the one in force.
 func (f *flow) settle(plan *policy.Plan, heard said, looked bool) bool {
-	r := decide(plan, f.s.gate.cfg.Floor, f.to, heard)
+	r := decide(plan, f.s.gate.floor(), f.to, heard)
 	f.s.mu.Lock()
 	defer f.s.mu.Unlock()
 	if f.s.plan != plan {
@@ -153,7 +153,7 @@ func (f *flow) stands(plan *policy.Plan) bool {
 	if !f.settled {
 		return true
 	}
-	floor := f.s.gate.cfg.Floor
+	floor := f.s.gate.floor()
 	now := decide(plan, floor, f.to, f.said)
 	switch f.ruling.way {
 	case refuse:

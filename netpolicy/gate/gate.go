@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,7 +19,7 @@ import (
 
 // Config is what a gate needs of its node.
 type Config struct {
-	Floor policy.Floor
+	Floor policy.Floor // beneath every policy, until SetFloor
 	// Resolvers are asked for names; empty means those of /etc/resolv.conf, read again when it changes.
 	Resolvers []netip.AddrPort
 	// Dial connects to an address from the node; nil means with the node's own network. The address has been decided.
@@ -35,6 +36,7 @@ type Gate struct {
 	cfg     Config
 	metrics *metrics
 	names   *resolver
+	beneath atomic.Pointer[policy.Floor]
 
 	mu       sync.Mutex
 	sessions map[*Session]struct{}
@@ -60,8 +62,16 @@ func New(cfg Config) (*Gate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("egress gate: %w", err)
 	}
-	return &Gate{cfg: cfg, metrics: m, names: newResolver(cfg.Resolvers), sessions: map[*Session]struct{}{}}, nil
+	g := &Gate{cfg: cfg, metrics: m, names: newResolver(cfg.Resolvers), sessions: map[*Session]struct{}{}}
+	g.SetFloor(cfg.Floor)
+	return g, nil
 }
+
+// SetFloor makes another floor the one beneath every policy, from the next decision on. Connections that it does not
+// allow go on until their session's Cut.
+func (g *Gate) SetFloor(f policy.Floor) { g.beneath.Store(&f) }
+
+func (g *Gate) floor() policy.Floor { return *g.beneath.Load() }
 
 // Sandbox is what a session serves. The session closes the listeners when it is closed.
 type Sandbox struct {

@@ -226,7 +226,7 @@ func (t *terminator) dialUpstream(addr string, conf *tls.Config) (net.Conn, erro
 	ctx, cancel := context.WithTimeout(t.s.ctx, t.s.limits.DialTime)
 	defer cancel()
 	raw, err := t.s.dialName(ctx, name, uint16(port), func(a netip.Addr) (string, bool) {
-		return t.s.Plan().Open(t.s.gate.cfg.Floor, a)
+		return t.s.Plan().Open(t.s.gate.floor(), a)
 	})
 	if err != nil {
 		return nil, err

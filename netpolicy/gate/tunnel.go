@@ -45,7 +45,7 @@ func (f *flow) connect(early *ahead) (upstream net.Conn, first []byte, err error
 func (f *flow) found(addr netip.Addr) (rule string, ok bool) {
 	f.s.mu.Lock()
 	defer f.s.mu.Unlock()
-	if rule, ok = f.s.plan.Open(f.s.gate.cfg.Floor, addr); ok {
+	if rule, ok = f.s.plan.Open(f.s.gate.floor(), addr); ok {
 		f.addr = addr
 	}
 	return rule, ok

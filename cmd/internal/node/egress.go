@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"stillframe/httpd"
@@ -68,33 +70,73 @@ func parseResolver(s string) (netip.AddrPort, error) {
 	return at, nil
 }
 
-// floor is what no policy of this node's sandboxes opens: the node's own addresses, those of the other members, and
-// where sandboxes are.
-func (n *Node) floor(ctx context.Context, p parsedEgress) (policy.Floor, error) {
-	own, err := ownAddresses()
+// floorKeeper knows what no policy of this node's sandboxes opens: the node's own addresses, those of the other
+// members, and where sandboxes are. Addresses change while a node runs, so it looks again.
+type floorKeeper struct {
+	n     *Node
+	p     parsedEgress
+	found map[string][]netip.Prefix // of members that are listed by name, as last looked up
+}
+
+// floorPause is between two looks at the addresses of this host and its peers.
+const floorPause = 10 * time.Second
+
+// look finds out the floor as it is now.
+func (k *floorKeeper) look(ctx context.Context) (policy.Floor, error) {
+	own, err := k.ownAddresses()
 	if err != nil {
 		return policy.Floor{}, err
 	}
-	f, err := policy.NewFloor(own, n.peerAddresses(ctx), netpolicy.Reserved(p.pool)).OpenPrivate(p.private...)
+	f, err := policy.NewFloor(own, k.peerAddresses(ctx), netpolicy.Reserved(k.p.pool)).OpenPrivate(k.p.private...)
 	if err != nil {
 		return policy.Floor{}, fmt.Errorf("private range to allow: %w", err)
 	}
 	return f, nil
 }
 
-// ownAddresses are those of all interfaces of this host.
-func ownAddresses() ([]netip.Prefix, error) {
+// keep looks again and again until ctx ends, and brings the gate and the networks to what has changed.
+func (k *floorKeeper) keep(ctx context.Context, known policy.Floor) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(floorPause):
+		}
+		floor, err := k.look(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			k.n.cfg.Logger.Warn("the addresses that no sandbox may reach are not looked at", "error", err)
+			continue
+		}
+		if slices.Equal(floor.Ranges(), known.Ranges()) {
+			continue
+		}
+		k.n.gate.SetFloor(floor) // first, so that what the manager cuts does not come back
+		if err := k.n.networks.SetFloor(floor); err != nil {
+			k.n.cfg.Logger.Error("the networks of sandboxes do not know of changed addresses", "error", err)
+			continue
+		}
+		k.n.cfg.Logger.Info("addresses of this host or its peers have changed; no sandbox reaches them")
+		known = floor
+	}
+}
+
+// ownAddresses are those of all interfaces of this host, but for the host's ends of sandboxes' links, which the pool
+// stands for.
+func (k *floorKeeper) ownAddresses() ([]netip.Prefix, error) {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		return nil, fmt.Errorf("addresses of this host: %w", err)
 	}
 	var own []netip.Prefix
 	for _, a := range addrs {
-		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil && !k.p.pool.Contains(prefix.Addr()) {
 			own = append(own, single(prefix.Addr()))
 		}
 	}
-	return own, nil
+	return sorted(own), nil
 }
 
 func single(a netip.Addr) netip.Prefix {
@@ -102,21 +144,27 @@ func single(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(a, a.BitLen())
 }
 
+// sorted gives each prefix once, in one order.
+func sorted(in []netip.Prefix) []netip.Prefix {
+	slices.SortFunc(in, netip.Prefix.Compare)
+	return slices.Compact(in)
+}
+
 // peerLookup bounds finding out the addresses of one member that is listed by name.
 const peerLookup = 2 * time.Second
 
 // peerAddresses are where the other nodes listen, for nodes and for clients.
-func (n *Node) peerAddresses(ctx context.Context) []netip.Prefix {
+func (k *floorKeeper) peerAddresses(ctx context.Context) []netip.Prefix {
 	hosts := map[string]bool{}
 	add := func(hostPort string) {
 		if host, _, err := net.SplitHostPort(hostPort); err == nil && host != "" {
-			hosts[strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")] = true
+			hosts[host] = true
 		}
 	}
-	for _, m := range n.identity.Members() {
+	for _, m := range k.n.identity.Members() {
 		add(m.Addr)
 	}
-	for _, m := range n.log.State().Nodes() {
+	for _, m := range k.n.log.State().Nodes() {
 		add(m.APIAddr)
 	}
 	var peers []netip.Prefix
@@ -125,30 +173,44 @@ func (n *Node) peerAddresses(ctx context.Context) []netip.Prefix {
 			peers = append(peers, single(addr))
 			continue
 		}
-		lookup, cancel := context.WithTimeout(ctx, peerLookup)
-		found, err := net.DefaultResolver.LookupNetIP(lookup, "ip", host)
-		cancel()
-		if err != nil {
-			n.cfg.Logger.Warn("a member's addresses are not known, and not denied to sandboxes", "member", host, "error", err)
-		}
-		for _, addr := range found {
-			peers = append(peers, single(addr))
-		}
+		peers = append(peers, k.lookUp(ctx, host)...)
 	}
-	return peers
+	return sorted(peers)
+}
+
+// lookUp gives the addresses of a name; where that fails now, those of the last time.
+func (k *floorKeeper) lookUp(ctx context.Context, host string) []netip.Prefix {
+	ctx, cancel := context.WithTimeout(ctx, peerLookup)
+	defer cancel()
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	known, asked := k.found[host]
+	if err != nil {
+		if !asked {
+			k.n.cfg.Logger.Warn("the addresses of a member are not known, and not denied to sandboxes until they are",
+				"member", host, "error", err)
+			k.found[host] = nil
+		}
+		return known
+	}
+	k.found[host] = nil
+	for _, a := range addrs {
+		k.found[host] = append(k.found[host], single(a))
+	}
+	return k.found[host]
 }
 
 // instance tells this node from others on the same machine, in names of kernel objects.
 func (n *Node) instance() string { return strings.ReplaceAll(string(n.id), "-", "")[:8] }
 
-// startNetworks makes the manager of sandboxes' networks. Where this host cannot enforce policies the node runs without,
-// and starts no sandbox: what is there already can still be looked at and deleted.
+// startNetworks makes the manager of sandboxes' networks. Where this host cannot enforce policies the node runs
+// without, and starts no sandbox: what is there already can still be looked at and deleted.
 func (n *Node) startNetworks(ctx context.Context) error {
 	p, err := n.cfg.Egress.parse()
 	if err != nil {
 		return err
 	}
-	floor, err := n.floor(ctx, p)
+	keeper := &floorKeeper{n: n, p: p, found: map[string][]netip.Prefix{}}
+	floor, err := keeper.look(ctx)
 	if err != nil {
 		return err
 	}
@@ -168,7 +230,10 @@ func (n *Node) startNetworks(ctx context.Context) error {
 	n.stopNetworks, n.networksDone = cancel, make(chan struct{})
 	go func() {
 		defer close(n.networksDone)
-		_ = n.networks.Run(run) // ends with its context
+		var parts sync.WaitGroup
+		parts.Go(func() { _ = n.networks.Run(run) }) // ends with its context
+		parts.Go(func() { keeper.keep(run, floor) })
+		parts.Wait()
 	}()
 	return nil
 }

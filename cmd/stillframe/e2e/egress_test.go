@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -98,6 +97,7 @@ func TestEgressPolicy(t *testing.T) {
 	t.Run("allowed", func(t *testing.T) { requireGood(t, n, sb.ID) })
 	t.Run("denied, at once and with the reason", func(t *testing.T) { requireDenied(t, n, world, sb.ID) })
 	t.Run("transformed", func(t *testing.T) { requireTransformed(t, n, world, sb.ID) })
+	t.Run("explained", func(t *testing.T) { explained(t, n, sb.ID) })
 	t.Run("kept with the snapshot, or overridden", func(t *testing.T) { policyOfClones(t, n, sb.ID) })
 	t.Run("replaced", func(t *testing.T) { replaced(t, n, sb.ID) })
 	t.Run("after a restart", func(t *testing.T) {
@@ -149,10 +149,59 @@ func requireTransformed(t *testing.T, n *node, world *farWorld, id string) {
 	require.Equal(t, []string{credential}, last.Header.Values("Authorization"))
 	require.Empty(t, last.Header.Values("X-Mine"))
 	code, out = n.try(id, curl+"http://api.test/")
-	require.True(t, code != 0 || strings.Contains(out, "HTTPS") || strings.Contains(out, "https"), "in clear: %d %s", code, out)
+	require.NotZero(t, code, "in clear: %s", out)
 	require.Len(t, world.requests("api.test"), len(got), "never over plain HTTP")
 	code, _ = n.try(id, "env | grep -q e2e-credential")
 	require.NotZero(t, code)
+}
+
+// explained: what was decided, and what would be, by which rule, and no header's value.
+func explained(t *testing.T, n *node, id string) {
+	for host, want := range map[string][2]string{
+		"good.test":       {"allow", "allow_domains good.test"},
+		"api.test":        {"transform", "transforms api.test"},
+		"evil.test":       {"deny", ""},
+		listedAddr:        {"allow", "allow_cidrs " + listedAddr + "/32"},
+		"169.254.169.254": {"deny", ""},
+	} {
+		var d struct{ Action, Rule string }
+		require.NoError(t, json.Unmarshal(n.get("/v1/sandbox/"+id+"/network-policy/check?host="+host), &d))
+		require.Equal(t, want[0], d.Action, host)
+		if want[1] != "" {
+			require.Equal(t, want[1], d.Rule, host)
+		}
+	}
+	var list struct {
+		Items []struct {
+			Action, Name string
+			Received     int64 `json:"bytes_received"`
+		} `json:"items"`
+	}
+	raw := n.get("/v1/sandbox/" + id + "/network-policy/log")
+	require.NotContains(t, string(raw), "e2e-credential")
+	require.NoError(t, json.Unmarshal(raw, &list))
+	found := map[string]bool{}
+	for _, d := range list.Items {
+		found[d.Action+" "+d.Name] = true
+	}
+	for _, want := range []string{"allow good.test", "deny evil.test", "transform api.test"} {
+		require.True(t, found[want], "%s is not among %s", want, raw)
+	}
+}
+
+// get reads what the API answers at a path.
+func (n *node) get(path string) []byte {
+	n.t.Helper()
+	req, err := http.NewRequestWithContext(within(n.t), http.MethodGet, "http://"+n.addr+path, nil)
+	require.NoError(n.t, err)
+	req.Header.Set("Authorization", "Bearer "+n.key)
+	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
+	require.NoError(n.t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(n.t, err)
+	require.Equal(n.t, http.StatusOK, resp.StatusCode, "%s", body)
+	return body
 }
 
 // policyOfClones: two clones of one snapshot at once, one with its policy and one with another.
@@ -250,7 +299,8 @@ def csum(b):
     s = (s >> 16) + (s & 0xffff)
     return ~(s + (s >> 16)) & 0xffff
 listed, second = '198.51.100.1', '198.51.100.2'
-others = ['203.0.113.66', '8.8.8.8', '192.0.2.1', '192.0.2.2', '10.9.8.7', '169.254.169.254', '100.126.0.1', '224.0.0.9']
+others = ['203.0.113.66', '8.8.8.8', '192.0.2.1', '192.0.2.2', '10.9.8.7', '169.254.169.254', '100.126.0.1']
+others += ['224.0.0.9', '255.255.255.255']
 me = socket.inet_aton('10.111.0.2')
 def ip(proto, src, dst, body):
     head = struct.pack('!BBHHHBBH4s4s', 0x45, 0, 20 + len(body), 1, 0, 64, proto, 0, src, dst)
@@ -333,7 +383,8 @@ func restores(t *testing.T) int {
 }
 
 // TestNoWindow restores a snapshot of a guest that floods while it is captured, again and again: not one packet may
-// arrive that the policy does not allow, from before the VM runs to after it is gone, nor when the daemon dies meanwhile.
+// arrive that the policy does not allow, from before the VM runs to after it is gone, nor when the daemon dies
+// meanwhile.
 func TestNoWindow(t *testing.T) {
 	world := newFarWorld(t)
 	n := newNodeOutside(t, world)

@@ -62,7 +62,8 @@ func directoryString(v asn1.RawValue) ([]byte, bool) {
 
 // foldName folds ASCII letters only, as OpenSSL does.
 func foldName(text []byte) []byte {
-	text = bytes.Join(bytes.FieldsFunc(text, func(r rune) bool { return r == ' ' || (r >= '\t' && r <= '\r') }), []byte{' '})
+	space := func(r rune) bool { return r == ' ' || (r >= '\t' && r <= '\r') }
+	text = bytes.Join(bytes.FieldsFunc(text, space), []byte{' '})
 	for i, c := range text {
 		if c >= 'A' && c <= 'Z' {
 			text[i] = c + 'a' - 'A'
