@@ -29,7 +29,8 @@ func restore(t *testing.T, program, text string, args ...string) {
 	require.NoError(t, err, string(out))
 }
 
-const openTables = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n*raw\nCOMMIT\n*nat\nCOMMIT\n"
+const openTables = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n*raw\nCOMMIT\n*nat\nCOMMIT\n" +
+	"*mangle\nCOMMIT\n"
 
 // flushAll does what an operator does who wants all rules gone, in the calling thread's namespace.
 func flushAll(t *testing.T) error {
@@ -88,7 +89,7 @@ func TestDriftIsMendedAndCounted(t *testing.T) {
 		counted []string
 	}{
 		"everything flushed": {func() { require.NoError(t, flushAll(t)) },
-			[]string{"filter", "raw", "nat", "ip6 filter", "ip6 raw", "arp filter"}},
+			[]string{"filter", "raw", "nat", "mangle", "ip6 filter", "ip6 raw", "arp filter"}},
 		"one rule deleted": {func() {
 			restore(t, "iptables-nft-restore", "*filter\n-D SF-OUT-0 1\nCOMMIT\n", "--noflush")
 		}, []string{"filter"}},
@@ -99,8 +100,8 @@ func TestDriftIsMendedAndCounted(t *testing.T) {
 			restore(t, "iptables-nft-restore", "*filter\n:OUTPUT ACCEPT\nCOMMIT\n", "--noflush")
 		}, []string{"filter"}},
 		"a table added": {func() {
-			restore(t, "iptables-nft-restore", "*mangle\n-A PREROUTING -i tap0 -j MARK --set-mark 7\nCOMMIT\n")
-		}, []string{"mangle"}},
+			restore(t, "iptables-nft-restore", "*security\n-A FORWARD -i tap0 -j ACCEPT\nCOMMIT\n")
+		}, []string{"security"}},
 		"IPv6 opened": {func() {
 			restore(t, "ip6tables-nft-restore", "*nat\n-A PREROUTING -i tap0 -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n")
 		}, []string{"ip6 nat"}},

@@ -34,7 +34,8 @@ func (m *Manager) hostJumps() []hostJump {
 // came, so that nothing but what is ours may be forwarded now that it is on.
 func (m *Manager) hostChains(guarded bool) map[string]map[string][]string {
 	in, out := "-i "+HostLinkPrefix+"+", "-o "+HostLinkPrefix+"+"
-	refuse := []string{in + " " + out + " -j DROP"}
+	// What is invalid to the connection table would not be masqueraded.
+	refuse := []string{in + " " + out + " -j DROP", in + " -m conntrack --ctstate INVALID -j DROP"}
 	// TCP is carried by the gate, which dials from here. What comes out of a sandbox has lost its rules.
 	refuse = append(refuse, in+" -p tcp -j DROP")
 	for _, p := range floorRanges(*m.floor.Load()) {

@@ -119,7 +119,7 @@ func (k *kernel) rewrite(ctx context.Context, tables []string, have tableSet, po
 		switch {
 		case table == "filter":
 			ip4.WriteString(filterTable(k.bounds, policies...))
-		case table == "raw" || table == "nat":
+		case table == "raw" || table == "nat" || table == "mangle":
 			fixed = true
 		case table == "ip6 filter" || table == "ip6 raw":
 			closed = true

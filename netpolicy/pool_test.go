@@ -1,6 +1,7 @@
 package netpolicy_test
 
 import (
+	"os"
 	"os/exec"
 	"slices"
 	"sync"
@@ -141,4 +142,30 @@ func save(t *testing.T) string {
 	out, err := exec.Command("iptables-nft-save").Output()
 	require.NoError(t, err)
 	return string(out)
+}
+
+// A network that is gone leaves nothing open in this process, which would keep its namespace in the kernel.
+func TestNothingIsHeldOfWhatIsGone(t *testing.T) {
+	m := newManager(t)
+	open := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		require.NoError(t, err)
+		return len(entries)
+	}
+	name := testName(t)
+	once := func() {
+		n, err := m.Create(t.Context(), name, netpolicy.Spec{ID: name, Policy: cidrs("203.0.113.0/24")}, nothing)
+		require.NoError(t, err)
+		require.NoError(t, n.Replace(t.Context(), denyAll, nothing))
+		require.NoError(t, m.Destroy(t.Context(), name))
+		_, err = n.Namespace().DialContext(t.Context(), "udp", netpolicy.GuestIP+":1")
+		require.ErrorIs(t, err, netpolicy.ErrNotFound)
+		require.ErrorIs(t, n.Replace(t.Context(), denyAll, nothing), netpolicy.ErrNotFound)
+	}
+	once()
+	before := open()
+	for range 10 {
+		once()
+	}
+	require.Eventually(t, func() bool { return open() <= before }, soon, time.Millisecond, "%d were open", before)
 }

@@ -64,7 +64,7 @@ func (m *Manager) watchNetworks(ctx context.Context) {
 			return
 		case <-m.changed.some:
 			for n := range m.changed.take() {
-				n.look(ctx, false)
+				n.look(ctx, lookLinks)
 			}
 		case <-t.C:
 			m.Look(ctx)
@@ -72,9 +72,18 @@ func (m *Manager) watchNetworks(ctx context.Context) {
 	}
 }
 
-// settingsEvery is in how many rounds every network's settings are looked at once: that takes entering the namespace,
-// which costs ten times what the rest does, and there is a rule behind each setting that matters.
-const settingsEvery = 12
+// extent is how closely a network is looked at.
+type extent int
+
+const (
+	lookRules extent = iota // one question
+	lookLinks               // and what the kernel tells of by itself when it changes
+	lookAll                 // and settings, for which the namespace has to be entered
+)
+
+// closelyEvery is in how many rounds every network is looked at closely once. The rest of the time one question is all
+// that it takes, and a thousand networks are nothing.
+const closelyEvery = 12
 
 // Look looks at everything once, as Run does at its interval, and mends what is not as it should be. It is not for two
 // at once.
@@ -91,20 +100,24 @@ func (m *Manager) Look(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		n.look(ctx, (i+m.turn)%settingsEvery == 0)
+		what := lookRules
+		if (i+m.turn)%closelyEvery == 0 {
+			what = lookAll
+		}
+		n.look(ctx, what)
 	}
 	m.metrics.round(time.Since(began))
 }
 
 // look mends a network if it is not as it should be. If that fails it is sealed: a sandbox whose rules are in doubt
 // reaches nothing that the gate does not carry. The next look tries again.
-func (n *Network) look(ctx context.Context, settings bool) {
+func (n *Network) look(ctx context.Context, what extent) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.released || ctx.Err() != nil {
 		return
 	}
-	found, err := n.fault(settings)
+	found, err := n.fault(what)
 	if err == nil && n.floor != n.m.floor.Load() && !n.sealed { // what is sealed is mended first
 		err = n.replace(ctx, n.plan, func(string) {})
 	}
@@ -134,7 +147,7 @@ func (n *Network) look(ctx context.Context, settings bool) {
 type fault struct{ kind, what string }
 
 // fault looks at a network without starting a program, for it is done for each of them every few seconds.
-func (n *Network) fault(settings bool) (*fault, error) {
+func (n *Network) fault(what extent) (*fault, error) {
 	if n.sealed {
 		return &fault{}, nil
 	}
@@ -143,10 +156,13 @@ func (n *Network) fault(settings bool) (*fault, error) {
 	} else if now != n.seen {
 		return &fault{}, nil
 	}
-	if what, err := linkFault(n.watch.links); what != "" || err != nil {
-		return &fault{driftLinks, what}, err
+	if what < lookLinks {
+		return nil, nil
 	}
-	if !settings {
+	if wrong, err := linkFault(n.watch.links); wrong != "" || err != nil {
+		return &fault{driftLinks, wrong}, err
+	}
+	if what < lookAll {
 		return nil, nil
 	}
 	var wrong error

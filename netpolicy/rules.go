@@ -68,7 +68,9 @@ func (b Bounds) newFlows() int { return 10000 / (10000 / max(min(b.NewPerSecond*
 // fixedTables are the tables that are the same whatever the policy is.
 //
 // raw lets in nothing that does not bear the guest's own addresses, and keeps what is between the node and the guest
-// (the agent, the clock) out of connection tracking: a guest that fills its table does not lose its node.
+// (the agent, the clock) out of connection tracking: a guest that fills its table does not lose its node. mangle has a
+// checksum that the guest has left to be written written at once, wherever it says, so that what is judged afterwards
+// is what leaves; finishPackets does the same for packets that are yet to be cut.
 func fixedTables(b Bounds) string {
 	var r strings.Builder
 	r.WriteString("*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n")
@@ -87,6 +89,9 @@ func fixedTables(b Bounds) string {
 		HostIP, GuestIP, TapName, AgentPort)
 	fmt.Fprintf(&r, "-A OUTPUT -s %s/32 -d %s/32 -o %s -p udp -m udp --sport %d -j CT --notrack\n",
 		HostIP, GuestIP, TapName, ClockPort)
+	r.WriteString("COMMIT\n*mangle\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n")
+	r.WriteString(":OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n")
+	fmt.Fprintf(&r, "-A PREROUTING -i %s -j CHECKSUM --checksum-fill\n", TapName)
 	r.WriteString("COMMIT\n*nat\n")
 	r.WriteString(":PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n")
 	fmt.Fprintf(&r, "-A PREROUTING -i %s -p udp -m udp --dport 53 -j REDIRECT --to-ports %d\n", TapName, DNSPort)

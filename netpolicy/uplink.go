@@ -137,6 +137,9 @@ func (p *pairs) ensure(host *os.File) (pair, error) {
 	if err != nil {
 		return pair{}, err
 	}
+	if err := finishPackets(UplinkName); err != nil {
+		return pair{}, err
+	}
 	return c, ensureAddress(link, c.inside)
 }
 

@@ -2,6 +2,7 @@ package farside
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -119,8 +120,21 @@ func (g *Guest) pump(from, to *os.File, noted bool) {
 func (g *Guest) Do(f func() error) error { return do(g.ns, f) }
 
 // Send puts a frame on the wire to the sandbox's tap, whatever is in it.
-func (g *Guest) Send(frame []byte) error {
-	_, err := g.tap.Write(append(make([]byte, vnetHeader), frame...))
+func (g *Guest) Send(frame []byte) error { return g.SendOffloaded(Offload{}, frame) }
+
+// Offload is what a virtio device says of a frame, and leaves to whoever sends it on: VIRTIO_NET_HDR of the kernel.
+type Offload struct {
+	Flags, GSO                                byte
+	HeaderLen, GSOSize, CsumStart, CsumOffset uint16
+}
+
+// SendOffloaded is Send with work left over.
+func (g *Guest) SendOffloaded(o Offload, frame []byte) error {
+	b := []byte{o.Flags, o.GSO}
+	for _, v := range []uint16{o.HeaderLen, o.GSOSize, o.CsumStart, o.CsumOffset} {
+		b = binary.LittleEndian.AppendUint16(b, v)
+	}
+	_, err := g.tap.Write(append(b, frame...))
 	return err
 }
 

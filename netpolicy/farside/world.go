@@ -73,6 +73,10 @@ func (w *World) connect() error {
 	if err != nil {
 		return err
 	}
+	// What the world sees is what is on a wire, not what a network card would be told to make of it.
+	if err := writeChecksums("world"); err != nil {
+		return err
+	}
 	err = w.Do(func() error {
 		if _, err := setUp("lo", netip.Prefix{}); err != nil {
 			return err
