@@ -41,27 +41,44 @@ func debian(p client.NetworkPolicy) client.CreateSandbox {
 	}
 }
 
-// put replaces the policy of a sandbox and gives the status of the answer, and its message.
-func (n *node) put(id string, p client.NetworkPolicy, key string) (int, string) {
+// ask sends a request as it is, once, and gives the status of the answer, and its body.
+func (n *node) ask(method, path string, body []byte, headers ...string) (int, string) {
 	n.t.Helper()
-	url := "http://" + n.addr + "/v1/sandbox/" + id + "/network-policy"
-	req, err := http.NewRequestWithContext(within(n.t), http.MethodPut, url, bytes.NewReader(rawPolicy(p)))
+	req, err := http.NewRequestWithContext(within(n.t), method, "http://"+n.addr+path, bytes.NewReader(body))
 	require.NoError(n.t, err)
 	req.Header.Set("Authorization", "Bearer "+n.key)
 	req.Header.Set("Content-Type", "application/json")
-	if key != "" {
-		req.Header.Set("Idempotency-Key", key)
+	for i := 0; i+1 < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
 	}
 	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
 	if err != nil {
 		return 0, err.Error()
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
+	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return 0, err.Error()
 	}
-	return resp.StatusCode, string(body)
+	return resp.StatusCode, string(answer)
+}
+
+// put replaces the policy of a sandbox.
+func (n *node) put(id string, p client.NetworkPolicy, key string) (int, string) {
+	n.t.Helper()
+	var headers []string
+	if key != "" {
+		headers = []string{"Idempotency-Key", key}
+	}
+	return n.ask(http.MethodPut, "/v1/sandbox/"+id+"/network-policy", rawPolicy(p), headers...)
+}
+
+// get reads what is answered at a path.
+func (n *node) get(path string) []byte {
+	n.t.Helper()
+	status, body := n.ask(http.MethodGet, path, nil)
+	require.Equal(n.t, http.StatusOK, status, "%s", body)
+	return []byte(body)
 }
 
 // try runs a command and gives its exit code with what it said.
@@ -187,21 +204,6 @@ func explained(t *testing.T, n *node, id string) {
 	for _, want := range []string{"allow good.test", "deny evil.test", "transform api.test"} {
 		require.True(t, found[want], "%s is not among %s", want, raw)
 	}
-}
-
-// get reads what the API answers at a path.
-func (n *node) get(path string) []byte {
-	n.t.Helper()
-	req, err := http.NewRequestWithContext(within(n.t), http.MethodGet, "http://"+n.addr+path, nil)
-	require.NoError(n.t, err)
-	req.Header.Set("Authorization", "Bearer "+n.key)
-	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
-	require.NoError(n.t, err)
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	require.NoError(n.t, err)
-	require.Equal(n.t, http.StatusOK, resp.StatusCode, "%s", body)
-	return body
 }
 
 // policyOfClones: two clones of one snapshot at once, one with its policy and one with another.
@@ -466,4 +468,37 @@ func rules(t *testing.T, id string) string {
 	out, err := exec.Command("nsenter", netns, "iptables-save").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	return string(out)
+}
+
+// TestEgressPolicyWithoutKeys starts a daemon that cannot open what the policy of a running sandbox needs: the VM is kept, nothing is
+// let through, both are said, and another policy mends it.
+func TestEgressPolicyWithoutKeys(t *testing.T) {
+	n := newNode(t)
+	in := small("")
+	in.NetworkPolicy = rawPolicy(listed(listedAddr))
+	sb, err := n.api.CreateSandbox(within(t), in)
+	require.NoError(t, err, n.output())
+	require.Contains(t, rules(t, sb.ID), listedAddr)
+	n.stop()
+	require.Contains(t, rules(t, sb.ID), listedAddr, "a daemon that ends changes no rule")
+	keys, err := filepath.Glob(filepath.Join(n.dir, "cluster", "*", "secrets.json"))
+	require.NoError(t, err)
+	keys = append(keys, filepath.Join(n.dir, "cluster", "secrets.json"))
+	require.Len(t, keys, 2)
+	for _, k := range keys {
+		require.NoError(t, os.Remove(k))
+	}
+	n.start() // which makes other keys
+	require.NotContains(t, rules(t, sb.ID), listedAddr, "nothing is let through")
+	require.Equal(t, sb.ID, n.exec(sb.ID, "hostname"), "the VM is kept")
+	require.Contains(t, string(n.get("/metrics")), "\nstillframe_policy_lost_total 1\n")
+	status, body := n.ask(http.MethodGet, "/v1/sandbox/"+sb.ID+"/network-policy/check?host="+listedAddr, nil)
+	require.Equal(t, http.StatusServiceUnavailable, status, body)
+	require.Contains(t, body, "could not be put in force")
+
+	code, body := n.put(sb.ID, listed(listedAddr), "")
+	require.Equal(t, http.StatusOK, code, body)
+	require.Contains(t, rules(t, sb.ID), listedAddr)
+	check := n.get("/v1/sandbox/" + sb.ID + "/network-policy/check?host=" + listedAddr)
+	require.Contains(t, string(check), `"allow"`)
 }
