@@ -53,9 +53,7 @@ type Node struct {
 	positions rounds[uint64]   // asked of the leader
 	verified  rounds[struct{}] // by a majority, that this node leads
 
-	fresh      freshness
-	freshening chan struct{}      // closed when keepFresh has ended
-	stopFresh  context.CancelFunc // ends keepFresh
+	fresh freshness
 
 	stopRaft func() error // runs once: stops the library and waits for it
 	closeAll func() error // runs once: stops everything
@@ -75,11 +73,12 @@ func Open(cfg Config) (*Node, error) {
 	return n, nil
 }
 
-func open(cfg Config) (_ *Node, err error) {
+// newNode makes a node that has opened nothing yet.
+func newNode(cfg Config) *Node {
 	n := &Node{
 		cfg: cfg, id: cfg.Identity.ID(), log: cfg.Logger.With("node", string(cfg.Identity.ID())),
 		closing: make(chan struct{}), stopped: make(chan struct{}),
-		failed: make(chan struct{}), watching: make(chan struct{}), freshening: make(chan struct{}),
+		failed: make(chan struct{}), watching: make(chan struct{}),
 	}
 	if n.probe = cfg.probe; n.probe == nil {
 		n.probe = probeDisk
@@ -97,14 +96,18 @@ func open(cfg Config) (_ *Node, err error) {
 		return errors.Join(n.raft.Shutdown().Error(), n.trans.Close())
 	})
 	n.closeAll = sync.OnceValue(n.close)
-	undo := []func() error{func() error { n.endLife(); return nil }}
+	n.forward = newForwarder(n)
+	return n
+}
+
+func open(cfg Config) (_ *Node, err error) {
+	n := newNode(cfg)
+	undo := []func() error{func() error { n.endLife(); n.forward.stop(); return nil }}
 	defer func() {
 		for i := len(undo) - 1; err != nil && i >= 0; i-- {
 			err = errors.Join(err, undo[i]())
 		}
 	}()
-	n.forward = newForwarder(n)
-	undo = append(undo, func() error { n.forward.stop(); return nil })
 	if err = os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -145,13 +148,11 @@ func open(cfg Config) (_ *Node, err error) {
 		return nil, errors.Join(err, n.Failure())
 	}
 	go n.watch(notify)
-	ctx, cancel := context.WithCancel(context.Background())
-	n.stopFresh = cancel
-	go n.keepFresh(ctx)
 	n.serveCalls()
 	n.campaignAlone()
 	n.keep.Go(func() { n.belong(n.life, cfg.Voters) })
 	n.keep.Go(func() { n.watchDisk(n.life) })
+	n.keep.Go(func() { n.keepFresh(n.life) })
 	return n, nil
 }
 
@@ -267,9 +268,7 @@ func (n *Node) close() error {
 	n.handOver()
 	n.shutGate()
 	n.keep.Wait()
-	n.stopFresh()
 	n.forward.stop()
-	<-n.freshening
 	<-n.watching
 	n.drain()
 	if err := errors.Join(n.stopRaft(), n.port.close(), n.store.Close()); err != nil {

@@ -42,7 +42,6 @@ func (n *Node) StateAsOf() (*fsm.State, uint64, time.Time) {
 // even where nothing else is asked. Where a linearizable read cannot be had, the last known instant stays. It ends
 // with ctx.
 func (n *Node) keepFresh(ctx context.Context) {
-	defer close(n.freshening)
 	ticker := time.NewTicker(n.cfg.FreshInterval)
 	defer ticker.Stop()
 	for {
