@@ -60,9 +60,9 @@ func startEtcd(ctx context.Context, dir string, clients int) (_ *etcdCluster, er
 		e.nodes, e.urls = append(e.nodes, p), append(e.urls, api)
 	}
 	for range clients {
-		var plain http.Protocols
-		plain.SetUnencryptedHTTP2(true) // which is what gRPC speaks without TLS
-		e.clients = append(e.clients, &http.Client{Transport: &http.Transport{Protocols: &plain}})
+		plain := &http.Protocols{}
+		plain.SetUnencryptedHTTP2(true)
+		e.clients = append(e.clients, &http.Client{Transport: &http.Transport{Protocols: plain}})
 	}
 	for i, n := range e.nodes {
 		if err := n.await(ctx, func() error { return e.createIfAbsent(i, 0, []byte("x")) }); err != nil {
