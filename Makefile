@@ -67,7 +67,7 @@ chaos-bugs: setup ## Prove that model and chaos test find deliberate bugs (some 
 model: ## Explore larger models of the intent protocol than "make test" does (some minutes)
 	go test -tags deep -run '^TestModelDeep$$' -timeout 60m -v ./hypervisor
 
-bench: setup ## Measure against the raw VMM: a table, and build/bench.json (some 15 minutes)
+bench: setup ## Measure against raw VMMs, bare Raft and etcd: a table, and build/bench.json (BENCH_FLAGS="--only intents")
 	build/stillframe-bench $(BENCH_FLAGS)
 
 egress: setup ## Look 200 times for a packet that leaves between a restore and its policy (some 10 minutes)

@@ -73,7 +73,8 @@ func Open(cfg Config) (*Node, error) {
 	return n, nil
 }
 
-func open(cfg Config) (_ *Node, err error) {
+// newNode makes a node that has opened nothing yet.
+func newNode(cfg Config) *Node {
 	n := &Node{
 		cfg: cfg, id: cfg.Identity.ID(), log: cfg.Logger.With("node", string(cfg.Identity.ID())),
 		closing: make(chan struct{}), stopped: make(chan struct{}),
@@ -95,14 +96,18 @@ func open(cfg Config) (_ *Node, err error) {
 		return errors.Join(n.raft.Shutdown().Error(), n.trans.Close())
 	})
 	n.closeAll = sync.OnceValue(n.close)
-	undo := []func() error{func() error { n.endLife(); return nil }}
+	n.forward = newForwarder(n)
+	return n
+}
+
+func open(cfg Config) (_ *Node, err error) {
+	n := newNode(cfg)
+	undo := []func() error{func() error { n.endLife(); n.forward.stop(); return nil }}
 	defer func() {
 		for i := len(undo) - 1; err != nil && i >= 0; i-- {
 			err = errors.Join(err, undo[i]())
 		}
 	}()
-	n.forward = newForwarder(n)
-	undo = append(undo, func() error { n.forward.stop(); return nil })
 	if err = os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -141,6 +146,7 @@ func open(cfg Config) (_ *Node, err error) {
 	n.keep.Go(func() { n.keepFresh(n.life) })
 	n.keep.Go(func() { n.belong(n.life, cfg.Voters) })
 	n.keep.Go(func() { n.watchDisk(n.life) })
+	n.keep.Go(func() { n.keepFresh(n.life) })
 	return n, nil
 }
 

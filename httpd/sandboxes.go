@@ -59,8 +59,8 @@ func (s *Server) createSandbox(c *call) (reply, error) {
 	return s.sandboxReply(http.StatusCreated, intent)
 }
 
-// newCA makes the CA of a new sandbox; none while an older program in the cluster would not know what to do with it: such
-// a sandbox can have no transforms.
+// newCA makes the CA of a new sandbox; none while an older program in the cluster would not know what to do with it:
+// such a sandbox can have no transforms.
 func (s *Server) newCA(c *call) ([]byte, error) {
 	if s.log.State().Level() < caLevel {
 		return nil, nil

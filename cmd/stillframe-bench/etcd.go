@@ -3,19 +3,16 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os/exec"
 	"path/filepath"
 	"strings"
 
 	"github.com/google/uuid"
-	"golang.org/x/net/http2"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
@@ -63,13 +60,9 @@ func startEtcd(ctx context.Context, dir string, clients int) (_ *etcdCluster, er
 		e.nodes, e.urls = append(e.nodes, p), append(e.urls, api)
 	}
 	for range clients {
-		e.clients = append(e.clients, &http.Client{Transport: &http2.Transport{
-			AllowHTTP: true,
-			DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-				var d net.Dialer
-				return d.DialContext(ctx, network, addr)
-			},
-		}})
+		plain := &http.Protocols{}
+		plain.SetUnencryptedHTTP2(true)
+		e.clients = append(e.clients, &http.Client{Transport: &http.Transport{Protocols: plain}})
 	}
 	for i, n := range e.nodes {
 		if err := n.await(ctx, func() error { return e.createIfAbsent(i, 0, []byte("x")) }); err != nil {

@@ -1,7 +1,10 @@
 // Command stillframe-bench measures what Stillframe does to a virtual machine against what the raw VMM does in the same
 // run: how long a guest stands still for a snapshot (measured in the guest), how soon a restored one answers, how much
 // of an API call is the service's own, how much disk a second snapshot takes; and what a network with an egress policy
-// costs against bare rules and a bare namespace. Only the ratios mean anything.
+// costs against bare rules and a bare namespace. And it measures clusters of real processes on loopback: accepted
+// intents against bare hashicorp/raft (intents.go) and, where it is installed, etcd; reads against a handler that does
+// nothing; how long writes are out when the leader is killed; what a million snapshots take. Only the ratios mean
+// anything; --only runs some of the groups.
 //
 // It runs as root, makes filesystems on loop devices below --dir, and removes all that it makes. Absolute figures are
 // those of the machine; an aim that is missed is reported, never an error: the exit code tells whether it could

@@ -128,9 +128,9 @@ func clusterRestore(env cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "restore FILE --dir DIR --nodes NAME=HOST:PORT,... --secrets-from OLD",
 		Short: "Make a new cluster that starts from a backup",
-		Long: `Make a new cluster as "stillframe cluster init" does, whose nodes start from a backup. FILE is verified, and goes
-into every node's folder; a node takes it in at its first start, into an empty log only: one whose data folder has a
-log of another history (the folder "raft" in it) refuses to start.
+		Long: `Make a new cluster as "stillframe cluster init" does, whose nodes start from a backup. FILE is verified, and
+goes into every node's folder; a node takes it in at its first start, into an empty log only: one whose data folder has
+a log of another history (the folder "raft" in it) refuses to start.
 
 A node with the NAME of one in the backup stands for that node: with its data folder, but without "raft", it finds its
 snapshots again. What was made after the backup is not known any more, and is removed from its node at the start. Of

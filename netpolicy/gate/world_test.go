@@ -189,7 +189,7 @@ func (w *world) questions() []dns.Question {
 	return append([]dns.Question(nil), w.asked...)
 }
 
-// listenBoth finds a port that is free for UDP and TCP alike: one that is free for UDP may be another process's for TCP.
+// listenBoth finds a port that is free for UDP and TCP alike: one that is free for UDP may be another's for TCP.
 func listenBoth(t testing.TB) (udp net.PacketConn, tcp net.Listener) {
 	t.Helper()
 	for range 20 {
