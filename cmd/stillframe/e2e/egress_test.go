@@ -470,8 +470,8 @@ func rules(t *testing.T, id string) string {
 	return string(out)
 }
 
-// TestEgressPolicyWithoutKeys starts a daemon that cannot open what the policy of a running sandbox needs: the VM is kept, nothing is
-// let through, both are said, and another policy mends it.
+// TestEgressPolicyWithoutKeys starts a daemon that cannot open what the policy of a running sandbox needs: the VM is
+// kept, nothing is let through, both are said, and another policy mends it.
 func TestEgressPolicyWithoutKeys(t *testing.T) {
 	n := newNode(t)
 	in := small("")
