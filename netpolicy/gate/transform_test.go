@@ -49,10 +49,12 @@ func (s *seen) last() *http.Request {
 	return s.reqs[len(s.reqs)-1]
 }
 
-func (s *seen) count() int {
+func (s *seen) count() int { return len(s.all()) }
+
+func (s *seen) all() []*http.Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.reqs)
+	return slices.Clone(s.reqs)
 }
 
 // api is a world with api.example behind a transform.
@@ -193,7 +195,7 @@ func TestAmbiguousRequestsAreRefused(t *testing.T) {
 		require.Contains(t, answer, "\r\nX-Stillframe-Policy: transforms api.example\r\n", "%.200q", request)
 		require.Equal(t, 1, strings.Count(answer, "HTTP/1.1 "), "%.200q", request)
 	}
-	for _, r := range up.reqs {
+	for _, r := range up.all() {
 		require.Equal(t, "POST", r.Method, "only ones whose head was good, and whose body was not")
 	}
 	g.noSecretIsTold()
@@ -210,13 +212,13 @@ func TestGoodRequestsOnOneConnection(t *testing.T) {
 		"X-Key: guest\r\nx-gone: 1\r\n\r\n")
 	require.Equal(t, 4, strings.Count(answer, "HTTP/1.1 200 OK"), answer)
 	require.Equal(t, 4, up.count())
-	for i, r := range up.reqs {
+	for i, r := range up.all() {
 		require.Equal(t, fmt.Sprintf("/%d", i+1), r.URL.Path)
 		require.Equal(t, []string{secret}, r.Header.Values("X-Key"), "also where Connection names it")
 		require.Empty(t, r.Header.Values("X-Gone"))
 		require.Equal(t, "api.example", r.Host)
 	}
-	require.Equal(t, http.Header{"X-Sum": {"1"}}, up.reqs[2].Trailer)
+	require.Equal(t, http.Header{"X-Sum": {"1"}}, up.all()[2].Trailer)
 }
 
 // HTTP/2 connections are shared by names that share a certificate: another name on it gets nothing.
