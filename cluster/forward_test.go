@@ -2,11 +2,14 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"github.com/stretchr/testify/require"
 
 	"stillframe/fsm"
@@ -149,6 +152,59 @@ func TestReadAfterSnapshot(t *testing.T) {
 		s, err := c.nodes[behind].Linearizable(ctx)
 		return err == nil && len(s.Orgs()) == 40
 	}, time.Minute, 10*time.Millisecond)
+}
+
+// TestEntriesAfterAnInstalledSnapshot gives a node, whose log begins after a snapshot and has entries, those entries once
+// more, as a leader does that did not hear the answer. The library alone refuses them for ever, for it looks for the
+// entry before them in the log.
+func TestEntriesAfterAnInstalledSnapshot(t *testing.T) {
+	threshold := uint64(8)
+	c := startTrio(t, func(cfg *Config) {
+		cfg.SnapshotInterval, cfg.SnapshotThreshold, cfg.TrailingLogs = 10*time.Millisecond, threshold, 2
+	})
+	_, f := c.followers()
+	behind := f[0]
+	c.stop(behind)
+	l := c.leader()
+	last := c.nodes[l].Status().Last
+	for i := range 40 {
+		apply(t, c.nodes[l], putOrg(fmt.Sprint("org", i)))
+	}
+	require.Eventually(t, func() bool {
+		first, err := c.nodes[l].store.FirstIndex()
+		return err == nil && first > last+1
+	}, time.Minute, 5*time.Millisecond)
+	threshold = 1 << 20 // so that it makes none of its own
+	c.start(behind)
+	n, leader := c.nodes[behind], c.nodes[c.leader()]
+	var snapshot, term uint64
+	require.Eventually(t, func() bool { // the log goes on from the snapshot by some entries
+		apply(t, leader, putOrg(fmt.Sprint("more", time.Now().UnixNano())))
+		stats := n.raft.Stats()
+		snapshot, _ = strconv.ParseUint(stats["last_snapshot_index"], 10, 64)
+		term, _ = strconv.ParseUint(stats["last_snapshot_term"], 10, 64)
+		var entry raft.Log
+		gone := errors.Is(n.store.GetLog(snapshot, &entry), raft.ErrLogNotFound)
+		return snapshot > last && gone && n.store.GetLog(snapshot+1, &entry) == nil
+	}, time.Minute, time.Millisecond)
+
+	var next raft.Log
+	require.NoError(t, n.store.GetLog(snapshot+1, &next))
+	now, err := strconv.ParseUint(leader.raft.Stats()["term"], 10, 64)
+	require.NoError(t, err)
+	send := func(prevTerm uint64) raft.AppendEntriesResponse {
+		var resp raft.AppendEntriesResponse
+		require.NoError(t, leader.trans.AppendEntries(raft.ServerID(n.ID()), n.trans.LocalAddr(), &raft.AppendEntriesRequest{
+			RPCHeader: raft.RPCHeader{
+				ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(leader.ID()), Addr: []byte(leader.trans.LocalAddr()),
+			},
+			Term: now, PrevLogEntry: snapshot, PrevLogTerm: prevTerm, Entries: []*raft.Log{&next},
+		}, &resp))
+		return resp
+	}
+	require.True(t, send(term).Success)
+	require.False(t, send(term+1).Success, "another history")
+	c.agree(leader)
 }
 
 // TestStatusOf has every node tell every other its status; equal positions have equal digests.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -140,14 +141,25 @@ func open(cfg Config) (_ *Node, err error) {
 	if n.raft, err = raft.NewRaft(rc, n.machine, logs, n.store, snaps, n.trans); err != nil {
 		return nil, errors.Join(err, n.Failure())
 	}
+	n.trans.begins(func(index, term uint64) bool { return n.beginsAfter(logs, index, term) })
 	go n.watch(notify)
 	n.serveCalls()
 	n.campaignAlone()
-	n.keep.Go(func() { n.keepFresh(n.life) })
 	n.keep.Go(func() { n.belong(n.life, cfg.Voters) })
 	n.keep.Go(func() { n.watchDisk(n.life) })
 	n.keep.Go(func() { n.keepFresh(n.life) })
 	return n, nil
+}
+
+// beginsAfter says whether an entry is the last of this node's snapshot, and no longer in its log.
+func (n *Node) beginsAfter(logs raft.LogStore, index, term uint64) bool {
+	var entry raft.Log
+	if !errors.Is(logs.GetLog(index, &entry), raft.ErrLogNotFound) {
+		return false
+	}
+	stats := n.raft.Stats()
+	return stats["last_snapshot_index"] == strconv.FormatUint(index, 10) &&
+		stats["last_snapshot_term"] == strconv.FormatUint(term, 10)
 }
 
 func openStore(path string) (*raftboltdb.BoltStore, error) {

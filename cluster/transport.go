@@ -72,13 +72,16 @@ func (c *inboundConn) Close() error {
 	return c.Conn.Close()
 }
 
-// transport is the library's, without the heartbeat fast path (see the package comment), and with a gate before votes.
+// transport is the library's, without the heartbeat fast path (see the package comment), with a gate before votes, and
+// with the entry before a log known to it.
 type transport struct {
 	*raft.NetworkTransport
 	rpcs   chan raft.RPC
 	voting *atomic.Bool
-	done   context.Context
-	cancel context.CancelFunc
+	// beginning tells whether an entry is the last of the snapshot that the log goes on from. See anchor.
+	beginning *atomic.Pointer[func(index, term uint64) bool]
+	done      context.Context
+	cancel    context.CancelFunc
 }
 
 var (
@@ -118,6 +121,21 @@ func (t transport) RequestVote(
 	return t.NetworkTransport.RequestVote(id, at, req, resp)
 }
 
+// begins has the transport ask f which entry the log goes on from. Until then it takes none for it.
+func (t transport) begins(f func(index, term uint64) bool) { t.beginning.Store(&f) }
+
+// anchor spares the library a question that it cannot answer: whether the entry before those of a request is the one
+// that it has. It looks in the log alone, where the last entry of a snapshot that was installed is not, unless nothing
+// follows on it. A leader whose log begins at the same snapshot then has nothing to send but that snapshot, which
+// changes nothing, again and again. What a snapshot ends with is committed: same index and same term is the same entry,
+// and a request that begins at the very first entry asks for no more.
+func (t transport) anchor(req *raft.AppendEntriesRequest) {
+	begins := t.beginning.Load()
+	if begins != nil && req.PrevLogEntry > 0 && (*begins)(req.PrevLogEntry, req.PrevLogTerm) {
+		req.PrevLogEntry, req.PrevLogTerm = 0, 0
+	}
+}
+
 // pass hands requests on to the library, but for votes that the node may not give.
 func (t transport) pass() {
 	for {
@@ -133,6 +151,9 @@ func (t transport) pass() {
 				rpc.Respond(nil, errUnproven)
 				continue
 			}
+		}
+		if req, ok := rpc.Command.(*raft.AppendEntriesRequest); ok {
+			t.anchor(req)
 		}
 		select {
 		case t.rpcs <- rpc:
@@ -157,6 +178,7 @@ func (transport) EncodePeer(_ raft.ServerID, addr raft.ServerAddress) []byte { r
 
 func newTransport(c Config, stream raft.StreamLayer) transport {
 	t := transport{rpcs: make(chan raft.RPC), voting: &atomic.Bool{}}
+	t.beginning = &atomic.Pointer[func(index, term uint64) bool]{}
 	t.done, t.cancel = context.WithCancel(context.Background())
 	t.NetworkTransport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:                &inbound{StreamLayer: stream, conns: map[net.Conn]struct{}{}},
