@@ -17,7 +17,7 @@ import (
 )
 
 // stopPatience bounds how long a node that was told to stop may take.
-const stopPatience = 30 * time.Second
+const stopPatience = 45 * time.Second
 
 // nodeFlags are the flags that every way of running a node has.
 type nodeFlags struct {

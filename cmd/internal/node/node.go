@@ -416,13 +416,29 @@ func (n *Node) Failed(ctx context.Context) error {
 	}
 }
 
+// apiPatience bounds how long a stop waits for calls under way. A call may wait for minutes, for a leader or for a VM: it
+// would take the time that the intents under way need to end well.
+const apiPatience = 8 * time.Second
+
+// stopAPI ends the API. Calls that it does not wait for are answered that their outcome is unknown.
+func (n *Node) stopAPI(ctx context.Context) error {
+	limited, cancel := context.WithTimeout(ctx, apiPatience)
+	defer cancel()
+	err := n.api.Shutdown(limited)
+	if errors.Is(err, context.DeadlineExceeded) {
+		n.cfg.Logger.Warn("calls were still under way at shutdown; who made them has to ask again", "error", err)
+		return nil
+	}
+	return err
+}
+
 // Stop ends the node: calls under way are answered, intents under way are finished or left to the next start. VMs go on
 // running. It may be called on a node whose start failed half way.
 func (n *Node) Stop(ctx context.Context) error {
 	n.serving.Store(false)
 	var errs []error
 	if n.api != nil {
-		errs = append(errs, n.api.Shutdown(ctx))
+		errs = append(errs, n.stopAPI(ctx))
 	}
 	if n.tunnels != nil {
 		n.tunnels.stop()
