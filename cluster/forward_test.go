@@ -154,9 +154,9 @@ func TestReadAfterSnapshot(t *testing.T) {
 	}, time.Minute, 10*time.Millisecond)
 }
 
-// TestEntriesAfterAnInstalledSnapshot gives a node, whose log begins after a snapshot and has entries, those entries once
-// more, as a leader does that did not hear the answer. The library alone refuses them for ever, for it looks for the
-// entry before them in the log.
+// TestEntriesAfterAnInstalledSnapshot gives a node, whose log begins after a snapshot and has entries, those entries
+// once more, as a leader does that did not hear the answer. The library alone refuses them for ever, for it looks for
+// the entry before them in the log.
 func TestEntriesAfterAnInstalledSnapshot(t *testing.T) {
 	threshold := uint64(8)
 	c := startTrio(t, func(cfg *Config) {

@@ -416,8 +416,8 @@ func (n *Node) Failed(ctx context.Context) error {
 	}
 }
 
-// apiPatience bounds how long a stop waits for calls under way. A call may wait for minutes, for a leader or for a VM: it
-// would take the time that the intents under way need to end well.
+// apiPatience bounds how long a stop waits for calls under way. A call may wait for minutes, for a leader or for a VM:
+// it would take the time that the intents under way need to end well.
 const apiPatience = 8 * time.Second
 
 // stopAPI ends the API. Calls that it does not wait for are answered that their outcome is unknown.
