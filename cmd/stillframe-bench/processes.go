@@ -48,6 +48,22 @@ func (p *process) kill() {
 	<-p.exited
 }
 
+// stopPatience is what a server has to end by itself.
+const stopPatience = 20 * time.Second
+
+// end has the process end by itself, so that it takes away what it keeps ready on the host, or else at once.
+func (p *process) end() {
+	if p == nil {
+		return
+	}
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended by itself
+	select {
+	case <-p.exited:
+	case <-time.After(stopPatience):
+		p.kill()
+	}
+}
+
 // await tries until it works, the process has ended, or ctx has.
 func (p *process) await(ctx context.Context, try func() error) error {
 	for {

@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -129,9 +130,11 @@ func (c *serviceCluster) awaitReady(ctx context.Context, i int) error {
 }
 
 func (c *serviceCluster) stop() {
+	var all sync.WaitGroup
 	for _, n := range c.nodes {
-		n.kill()
+		all.Go(n.end)
 	}
+	all.Wait()
 }
 
 // furnish makes an organization with a key, and the owner that nobody runs.
