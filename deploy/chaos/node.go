@@ -166,7 +166,7 @@ func (n *node) signal(sig unix.Signal) {
 	}
 	select {
 	case <-done:
-	case <-time.After(time.Minute):
+	case <-time.After(40 * time.Second):
 		n.r.violated("10 recovery", "the daemon of node %s does not end after %v", n.name, sig)
 	}
 }

@@ -418,7 +418,7 @@ func (n *Node) Failed(ctx context.Context) error {
 
 // apiPatience bounds how long a stop waits for calls under way. A call may wait for minutes, for a leader or for a VM:
 // it would take the time that the intents under way need to end well.
-const apiPatience = 8 * time.Second
+const apiPatience = 5 * time.Second
 
 // stopAPI ends the API. Calls that it does not wait for are answered that their outcome is unknown.
 func (n *Node) stopAPI(ctx context.Context) error {
