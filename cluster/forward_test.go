@@ -118,23 +118,32 @@ func TestNoLeader(t *testing.T) {
 	requireKind(t, fsm.KindUnavailable, err)
 }
 
+// outrun stops a follower and has the leader forget what follows on that follower's log, which is at last. The cluster's
+// configuration must have it take snapshots soon.
+func (c *several) outrun() (behind, leader int, last uint64) {
+	c.t.Helper()
+	_, f := c.followers()
+	behind = f[0]
+	c.stop(behind)
+	leader = c.leader()
+	n := c.nodes[leader]
+	last = n.Status().Last
+	for i := range 40 {
+		apply(c.t, n, putOrg(fmt.Sprint("org", i)))
+	}
+	require.Eventually(c.t, func() bool {
+		first, err := n.store.FirstIndex()
+		return err == nil && first > last+1
+	}, time.Minute, 5*time.Millisecond)
+	return behind, leader, last
+}
+
 // TestReadAfterSnapshot has a follower that was sent a snapshot, with nothing written since: it knows how far it is.
 func TestReadAfterSnapshot(t *testing.T) {
 	c := startTrio(t, func(cfg *Config) {
 		cfg.SnapshotInterval, cfg.SnapshotThreshold, cfg.TrailingLogs = 10*time.Millisecond, 8, 2
 	})
-	_, f := c.followers()
-	behind := f[0]
-	c.stop(behind)
-	l := c.leader()
-	last := c.nodes[l].Status().Last
-	for i := range 40 {
-		apply(t, c.nodes[l], putOrg(fmt.Sprint("org", i)))
-	}
-	require.Eventually(t, func() bool {
-		first, err := c.nodes[l].store.FirstIndex()
-		return err == nil && first > last+1
-	}, time.Minute, 5*time.Millisecond)
+	behind, l, _ := c.outrun()
 	c.start(behind)
 	n := c.nodes[behind]
 	require.Eventually(t, func() bool { return n.Leader().ID != "" }, time.Minute, time.Millisecond)
@@ -162,18 +171,7 @@ func TestEntriesAfterAnInstalledSnapshot(t *testing.T) {
 	c := startTrio(t, func(cfg *Config) {
 		cfg.SnapshotInterval, cfg.SnapshotThreshold, cfg.TrailingLogs = 10*time.Millisecond, threshold, 2
 	})
-	_, f := c.followers()
-	behind := f[0]
-	c.stop(behind)
-	l := c.leader()
-	last := c.nodes[l].Status().Last
-	for i := range 40 {
-		apply(t, c.nodes[l], putOrg(fmt.Sprint("org", i)))
-	}
-	require.Eventually(t, func() bool {
-		first, err := c.nodes[l].store.FirstIndex()
-		return err == nil && first > last+1
-	}, time.Minute, 5*time.Millisecond)
+	behind, _, last := c.outrun()
 	threshold = 1 << 20 // so that it makes none of its own
 	c.start(behind)
 	n, leader := c.nodes[behind], c.nodes[c.leader()]
