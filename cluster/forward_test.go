@@ -118,8 +118,8 @@ func TestNoLeader(t *testing.T) {
 	requireKind(t, fsm.KindUnavailable, err)
 }
 
-// outrun stops a follower and has the leader forget what follows on that follower's log, which is at last. The cluster's
-// configuration must have it take snapshots soon.
+// outrun stops a follower and has the leader forget what follows on that follower's log, which is at last. The
+// configuration must have the leader take snapshots soon.
 func (c *several) outrun() (behind, leader int, last uint64) {
 	c.t.Helper()
 	_, f := c.followers()
